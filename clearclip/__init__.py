@@ -1,0 +1,28 @@
+"""Training-free open-vocabulary semantic segmentation with CLIP."""
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Segmenter": "segmenter",
+    "Segmentation": "segmenter",
+    "load_segmenter": "segmenter",
+    "TextEmbeddings": "text",
+    "UserError": "errors",
+    "Vocabulary": "vocabulary",
+    "list_backbones": "weights",
+    "list_methods": "methods",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str):
+    # PyTorch takes seconds to import: a program that only prints its help need not wait for it.
+    if name in _PUBLIC:
+        import importlib
+
+        return getattr(importlib.import_module(f"clearclip.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'clearclip' has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

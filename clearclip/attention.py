@@ -1,0 +1,76 @@
+"""Token mixing: which tokens the last block's values are averaged over."""
+
+import functools
+import re
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clearclip.errors import UserError
+
+TERMS = ("qk", "qq", "kk", "vv", "identity")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A sum of softmax attentions, written "qq", "qq+kk" or "kk+gaussian5".
+
+    Each term names what plays query and key ("identity": a token sees only itself). Terms are summed, not
+    averaged, as in SCLIP. `gaussian` is the standard deviation, in patches, of NACLIP's neighbourhood, which
+    is added to the logits of every softmax.
+    """
+
+    terms: tuple[str, ...]
+    gaussian: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Attention":
+        """Read the written form. Raises UserError naming an unknown term."""
+        terms, gaussian = [], None
+        for part in text.replace(" ", "").split("+"):
+            if part in TERMS:
+                terms.append(part)
+            elif match := re.fullmatch(r"gaussian(\d+\.?\d*)", part):
+                gaussian = float(match[1])
+            else:
+                raise UserError(f"unknown attention {part!r}; use {', '.join(TERMS)}, sums of them, and gaussian<std>")
+        if not terms or gaussian == 0:
+            raise UserError(f"attention {text!r} needs a term ({', '.join(TERMS)}) and a standard deviation above 0")
+        return cls(tuple(terms), gaussian)
+
+    def __str__(self) -> str:
+        return "+".join(self.terms) + ("" if self.gaussian is None else f"+gaussian{self.gaussian:g}")
+
+
+@functools.lru_cache(maxsize=16)
+def gaussian_neighbourhood(grid: tuple[int, int], std: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Attention bias [1+N, 1+N]: a Gaussian of height 1 around each query patch, 0 for the class token (NACLIP)."""
+    rows, columns = (torch.arange(length, dtype=torch.float64) for length in grid)
+    y, x = (torch.exp(-((axis[:, None] - axis[None]) ** 2) / (2 * std**2)) for axis in (rows, columns))
+    return F.pad(torch.kron(y, x), (1, 0, 1, 0)).to(device, dtype)  # the Gaussian is separable: [h·w, h·w]
+
+
+def split_heads(block, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, heads, 1+N, d] of a residual block for its input tokens [B, 1+N, D]."""
+    attn = block.attn
+    qkv = F.linear(block.ln_1(tokens), attn.in_proj_weight, attn.in_proj_bias)  # [B, 1+N, 3·D]
+    return qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def merge_heads(block, mixed: Tensor) -> Tensor:
+    """Mixed values [B, heads, 1+N, d] through the block's output projection: [B, 1+N, D]."""
+    return block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
+
+
+def mix(attention: Attention, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Values [B, heads, 1+N, d] averaged as `attention` says, the class token taking part."""
+    bias = None
+    if attention.gaussian is not None:
+        bias = gaussian_neighbourhood(grid, attention.gaussian, q.device, q.dtype)
+    named = {"q": q, "k": k, "v": v}
+    return sum(
+        v if term == "identity" else F.scaled_dot_product_attention(named[term[0]], named[term[1]], v, attn_mask=bias)
+        for term in attention.terms
+    )

@@ -1,0 +1,221 @@
+"""An image–text ViT opened up: token embedding, blocks, projection and text encoder, each on its own.
+
+The networks are OpenCLIP's own, unmodified; only the road through them is ours.
+"""
+
+import functools
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clearclip.errors import UserError
+from clearclip.weights import Checkpoint, content_hash, find_checkpoint, load_state_dict
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """`auto` is CUDA where there is one, then Apple's MPS, then the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} is not available here; use auto or cpu") from error
+    return torch.device(device)
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """`auto` is float16 on CUDA and float32 elsewhere; scores are accumulated in float32 always."""
+    if precision == "auto":
+        precision = "fp16" if device.type == "cuda" else "fp32"
+    try:
+        return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    except KeyError:
+        raise UserError(f"unknown precision {precision!r}; use auto, fp32, fp16 or bf16") from None
+
+
+def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], mode: str = "offset") -> Tensor:
+    """Bicubic resampling of a position embedding [1+G·G, D] (class token first) to [1+h·w, D].
+
+    `offset` passes the scale (h + 0.1) / G to the sampler, as the published pipelines do: the sampling points
+    then lie slightly off those of the plain `size` mode, and their numbers depend on it.
+    """
+    class_token, patches = embedding[:1], embedding[1:]
+    side = round(len(patches) ** 0.5)
+    if grid == (side, side):
+        return embedding
+    patches = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)  # [1, D, G, G]
+    if mode == "offset":
+        scale = tuple((length + 0.1) / side for length in grid)
+        patches = F.interpolate(patches, scale_factor=scale, mode="bicubic")
+    elif mode == "size":
+        patches = F.interpolate(patches, size=grid, mode="bicubic")
+    else:
+        raise ValueError(f"unknown position embedding mode {mode!r}; use offset or size")
+    return torch.cat([class_token, patches.flatten(2)[0].T])  # [1 + h·w, D]
+
+
+class Backbone(nn.Module):
+    """The image tower of a CLIP-like model, and its text tower when that is first asked for.
+
+    Attributes: `patch_size` (pixels), `heads`, `width` (D of the tokens), `dim` (D of the joint space),
+    `blocks` (the residual blocks), `mean` and `std` (of RGB in 0..1), `name`, `tag`, `content_hash`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, position: str = "offset"):
+        super().__init__()
+        self.checkpoint, self.device, self.dtype, self.position = checkpoint, device, dtype, position
+        self.name, self.tag = checkpoint.arch, checkpoint.tag
+        self.mean, self.std = checkpoint.mean, checkpoint.std
+        self.visual = _image_tower(checkpoint).to(device, dtype).eval().requires_grad_(False)
+        self.blocks = self.visual.transformer.resblocks
+        self.patch_size = self.visual.patch_size[0]
+        self.width = self.visual.class_embedding.shape[0]
+        self.heads = self.blocks[0].attn.num_heads
+        self.dim = self.visual.output_dim
+        # Resampled once per grid, in float32 on the CPU whatever the device: the numbers are then the same.
+        embedding = self.visual.positional_embedding.float().cpu()
+        self._position_embedding = functools.cache(
+            lambda grid: resize_position_embedding(embedding, grid, self.position).to(device, dtype)
+        )
+
+    @functools.cached_property
+    def content_hash(self) -> str:
+        """SHA-256 of the weights file."""
+        return content_hash(Path(self.checkpoint.path))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W], H and W multiples of the patch, to tokens [B, 1+N, D] after ln_pre."""
+        x = self.visual.conv1(images.to(self.device, self.dtype))  # [B, D, h, w]
+        grid = tuple(x.shape[2:])
+        x = x.flatten(2).transpose(1, 2)  # [B, N, D]
+        class_token = self.visual.class_embedding.expand(len(x), 1, -1)
+        x = torch.cat([class_token, x], dim=1) + self._position_embedding(grid)  # [B, 1+N, D]
+        return self.visual.ln_pre(x)
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of images [B, 3, H, W]."""
+        return images.shape[2] // self.patch_size, images.shape[3] // self.patch_size
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Tokens [..., D] to the joint space [..., dim]: ln_post, then the projection."""
+        return self.visual.ln_post(tokens) @ self.visual.proj
+
+    @functools.cached_property
+    def text_tower(self) -> nn.Module:
+        """OpenCLIP's text tower, loaded when first used. Raises UserError where the checkpoint has none."""
+        tower = _text_tower(self.checkpoint)
+        return tower.to(self.device, self.dtype).eval().requires_grad_(False)
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The model's own tokenizer: a list of P prompts to token ids [P, context length]."""
+        import open_clip
+
+        return open_clip.get_tokenizer(self.checkpoint.model)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Token ids [P, L], cut to any L that keeps each end-of-text token, to embeddings [P, dim], not normalised.
+
+        The transformer is causal, so columns after the end-of-text token cannot change its output: fewer
+        columns give the same embeddings. Towers that pool otherwise get their full context back.
+        """
+        tower = self.text_tower
+        tokens = tokens.to(self.device)
+        if not can_trim(tower):
+            full = F.pad(tokens, (0, tower.context_length - tokens.shape[1]), value=getattr(tower, "pad_id", 0))
+            return tower(full)
+        length = tokens.shape[1]
+        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]  # [P, L, D]
+        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+        x = tower.ln_final(x[torch.arange(len(x)), tokens.argmax(dim=-1)])  # the end-of-text id is the largest
+        projection = tower.text_projection
+        return projection(x) if isinstance(projection, nn.Linear) else x @ projection  # [P, dim]
+
+
+def _skeleton(config: dict, text_config: dict) -> nn.Module:
+    """OpenCLIP's network without storage: parameters get theirs from a checkpoint."""
+    import open_clip
+
+    with torch.device("meta"):
+        return open_clip.CustomTextCLIP(
+            embed_dim=config["embed_dim"],
+            vision_cfg=config["vision_cfg"],
+            text_cfg=text_config,
+            quick_gelu=config.get("quick_gelu", False),
+        )
+
+
+def _fill(tower: nn.Module, state: dict, checkpoint: Checkpoint) -> nn.Module:
+    try:
+        tower.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{checkpoint.path} does not hold a {checkpoint.arch}: {reason}") from None
+    quick = checkpoint.config.get("quick_gelu", False)
+    for name, module in tower.named_modules():
+        if name.endswith("mlp.gelu") and (type(module).__name__ == "QuickGELU") != quick:
+            raise AssertionError(f"{name} computes {type(module).__name__}, the weights want quick_gelu={quick}")
+    return tower
+
+
+def _image_tower(checkpoint: Checkpoint) -> nn.Module:
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
+    config = checkpoint.config
+    # Only plain ViTs are built at all: others may reach for a hub while they are constructed.
+    plain = not config["vision_cfg"].get("timm_model_name") and isinstance(config["vision_cfg"].get("layers", 12), int)
+    visual = _skeleton(config, {}).visual if plain else None
+    if not (
+        isinstance(visual, VisionTransformer)
+        and visual.attn_pool is None
+        and visual.pool_type == "tok"
+        and all(type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks)
+    ):
+        raise UserError(
+            f"backbone {checkpoint.arch} is not supported; supported are OpenCLIP ViTs with a class token, such as "
+            "ViT-B-16 (no ResNet, no attention pooling, no average pooling, no timm tower)"
+        )
+    return _fill(visual, load_state_dict(checkpoint.path, "visual."), checkpoint)
+
+
+def _text_tower(checkpoint: Checkpoint) -> nn.Module:
+    state = load_state_dict(checkpoint.path)
+    own = {key.removeprefix("text."): value for key, value in state.items() if key.startswith("text.")}
+    if not own:  # OpenCLIP's `CLIP` keeps its text tower's parameters at the top level
+        other = ("visual.", "logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size")
+        own = {key: value for key, value in state.items() if not key.startswith(other)}
+    if not own:
+        raise UserError(f"{checkpoint.path} holds no text tower; give text embeddings from a file (--text-embeddings)")
+    tower = _skeleton(checkpoint.config, checkpoint.config["text_cfg"]).text
+    own.pop("attn_mask", None)
+    _fill(tower, own, checkpoint)
+    if getattr(tower, "attn_mask", None) is not None:  # a buffer that no checkpoint holds
+        tower.attn_mask = torch.full(tower.attn_mask.shape, float("-inf")).triu_(1)
+    return tower
+
+
+def can_trim(tower: nn.Module) -> bool:
+    """Whether a text tower reads only its end-of-text token, through a causal mask."""
+    return (
+        getattr(tower, "pool_type", "") == "argmax"
+        and getattr(tower, "attn_mask", None) is not None
+        and getattr(tower, "cls_emb", None) is None
+        and tower.text_projection is not None
+    )
+
+
+def load_backbone(
+    name: str = "ViT-B-16",
+    pretrained: str = "openai",
+    device: str = "auto",
+    precision: str = "auto",
+    position: str = "offset",
+) -> Backbone:
+    """Load a backbone by architecture and weights, as `clearclip.weights.find_checkpoint` names them.
+
+    Raises UserError for an unknown or unsupported architecture and for weights that cannot be had.
+    """
+    chosen = choose_device(device)
+    return Backbone(find_checkpoint(name, pretrained), chosen, choose_precision(precision, chosen), position)

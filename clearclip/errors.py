@@ -1,0 +1,29 @@
+"""How a program ends when its user, not its author, has something to mend."""
+
+import functools
+import os
+import sys
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one sentence that names the file or option and the remedy."""
+
+
+def program(main):
+    """Wrap a command-line `main`: a `UserError` becomes one line on stderr and exit status 2."""
+
+    @functools.wraps(main)
+    def run(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+        except BrokenPipeError:  # the reader of our output went away, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
+
+    return run

@@ -1,0 +1,98 @@
+"""Published methods, by name. A method is a file in this folder; nothing else lists it."""
+
+import ast
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from clearclip.backbone import Backbone
+from clearclip.errors import UserError
+
+
+class Method:
+    """What turns images into class scores. Subclasses write `features`, or `scores` where text takes part earlier."""
+
+    def __init__(self, backbone: Backbone):
+        self.backbone = backbone
+
+    def features(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] to patch features [B, h, w, dim] in the joint space, not normalised."""
+        raise NotImplementedError
+
+    def scores(self, images: Tensor, text: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] and text [Q, dim], unit rows, to cosine scores [B, Q, h, w] in float32.
+
+        h and w are the method's own patch grid.
+        """
+        features = F.normalize(self.features(images), dim=-1)
+        return (features @ text.to(features).T).permute(0, 3, 1, 2).float()  # [B, Q, h, w]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named method: how to build it, what it is and where it was published."""
+
+    name: str
+    build: Callable[..., Method]
+    summary: str
+    paper: str
+    options: dict = field(default_factory=dict)
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def register(name: str, build: Callable[..., Method], summary: str, paper: str, **options) -> None:
+    """Make `build(backbone, **options)` available as `name`."""
+    _ENTRIES[name.lower()] = Entry(name, build, summary, paper, options)
+
+
+@functools.cache
+def _import_all() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+def list_methods() -> list[Entry]:
+    """All methods: each has `name`, a one-line `summary` and its `paper`."""
+    _import_all()
+    return list(_ENTRIES.values())
+
+
+def parse_method(text: str) -> tuple[Entry, dict]:
+    """Split "ClearCLIP" or "ClearCLIP:attention=kk,residual=1" into a registered entry and options.
+
+    Raises UserError for an unknown name and for an option that is not written key=value.
+    """
+    name, _, rest = text.partition(":")
+    known = {entry.name.lower(): entry for entry in list_methods()}
+    if name.lower() not in known:
+        raise UserError(f"unknown method {name!r}; use one of {', '.join(entry.name for entry in known.values())}")
+    options = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"method option {item!r} must be written key=value, as in {name}:residual=1")
+        try:
+            options[key.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key.strip()] = value
+    return known[name.lower()], options
+
+
+def create_method(text: str, backbone: Backbone) -> Method:
+    """Build the method that `text` names, as `parse_method` reads it. Raises UserError for an unknown option."""
+    entry, options = parse_method(text)
+    try:
+        return entry.build(backbone, **entry.options | options)
+    except TypeError as error:
+        known = ", ".join(sorted(entry.options)) or "none"
+        raise UserError(f"method {text!r}: {error}; its options are {known}") from error
+
+
+__all__ = ["Entry", "Method", "create_method", "list_methods", "parse_method", "register"]

@@ -1,0 +1,267 @@
+"""The road from image to labels, in plain PyTorch: resize, windows, scores, stitch, decode."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clearclip import windows
+from clearclip.backbone import Backbone, load_backbone
+from clearclip.decode import Decoder
+from clearclip.errors import UserError
+from clearclip.methods import Method, create_method
+from clearclip.text import TextEmbeddings, embed_names
+from clearclip.vocabulary import Vocabulary
+
+LONG_SIDE = 2048  # the published resize never makes an image longer than this
+WINDOW_BATCH = {"cuda": 64, "mps": 8, "cpu": 4}
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """One image's result. `labels` [H, W] index `names`; `scores` [C, H, W] are probabilities, `features`
+    [h, w, dim] unit patch features; both are None unless asked for. Arrays are NumPy's."""
+
+    labels: np.ndarray
+    names: tuple[str, ...]
+    scores: np.ndarray | None = None
+    features: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What is looked for: text [Q, dim], unit rows; the class index of each row; the class names."""
+
+    text: Tensor
+    query_class: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+class Segmenter:
+    """Segment images into classes named in words, without training.
+
+        segmenter = Segmenter(method="ClearCLIP", backbone="ViT-B-16", pretrained="openai")
+        labels = segmenter("cat.jpg", ["cat", "grass, lawn"]).labels  # [H, W], 0 is cat
+
+    `method` is a name of `list_methods()`, with options as in "ClearCLIP:attention=kk", or a `Method`;
+    `backbone` and `pretrained` are as `clearclip.weights.find_checkpoint` reads them, or a loaded `Backbone`.
+    Images are resized to `short_side` pixels (0 keeps their size) and cut into windows of `crop` pixels every
+    `stride` (`crop` 0: the whole image). `temperature`, `threshold` and `area_threshold` are those of
+    `clearclip.decode.Decoder`. `text_embeddings`, a file or `TextEmbeddings`, takes the place of the text tower
+    and `templates`. `window_batch` windows go through the network at once; it does not change the result.
+
+    Raises UserError for what the user can mend: unknown names, weights that cannot be had, damaged files.
+    """
+
+    def __init__(
+        self,
+        method: str | Method = "ClearCLIP",
+        backbone: str | Backbone = "ViT-B-16",
+        pretrained: str = "openai",
+        *,
+        templates: str | Sequence[str] = "imagenet80",
+        text_embeddings: str | Path | TextEmbeddings | None = None,
+        short_side: int = 448,
+        crop: int = 448,
+        stride: int = 224,
+        temperature: float = 50.0,
+        threshold: float = 0.0,
+        area_threshold: float = 0.0,
+        device: str = "auto",
+        precision: str = "auto",
+        window_batch: int | None = None,
+    ):
+        if crop and not 0 < stride <= crop:
+            raise UserError(f"stride {stride} must be between 1 and the crop, {crop}: else pixels are left out")
+        if isinstance(method, Method):
+            backbone = method.backbone
+        elif not isinstance(backbone, Backbone):
+            backbone = load_backbone(backbone, pretrained, device, precision)
+        self.backbone = backbone
+        self.method = method if isinstance(method, Method) else create_method(method, backbone)
+        self.device = backbone.device
+        self.templates = templates
+        if text_embeddings is not None and not isinstance(text_embeddings, TextEmbeddings):
+            text_embeddings = TextEmbeddings.load(text_embeddings)
+        if text_embeddings is not None and text_embeddings.embeddings.shape[1] != backbone.dim:
+            raise UserError(
+                f"the text embeddings have {text_embeddings.embeddings.shape[1]} dimensions, {backbone.name} has "
+                f"{backbone.dim}; give embeddings of the same model"
+            )
+        self.text_embeddings = text_embeddings
+        self.short_side, self.crop, self.stride = short_side, crop, stride
+        self.temperature, self.threshold, self.area_threshold = temperature, threshold, area_threshold
+        self.window_batch = window_batch or WINDOW_BATCH[self.device.type]
+
+    def __call__(self, images, names, *, scores: bool = False, features: bool = False):
+        """Segment one image, or a list of images of any sizes, into the classes `names`.
+
+        An image is a path, a PIL image, an RGB array [H, W, 3] or a tensor [3, H, W] (uint8, or float in 0..1).
+        `names` is a list of class names, synonyms separated by commas, or a `Vocabulary`. Returns a
+        `Segmentation`, or a list of them, at the images' own sizes; `scores` and `features` ask for more.
+        """
+        several = isinstance(images, list | tuple)
+        arrays = [read_image(image) for image in (images if several else [images])]
+        queries = self.queries(names if isinstance(names, Vocabulary) else Vocabulary.of(names))
+        resized = [torch.from_numpy(resize_short(array, self.short_side)).permute(2, 0, 1) for array in arrays]
+        results = []
+        for array, image, (tiled, plan, grid) in zip(arrays, resized, self.score(resized, queries)):
+            shape = array.shape[:2]
+            operators = windows.stitch_operators(plan, grid, shape, self.device)
+            decoder = self.decoder(queries)
+            results.append(
+                Segmentation(
+                    decoder.labels(tiled, *operators).cpu().numpy(),
+                    queries.names,
+                    decoder.probabilities(tiled, *operators).cpu().numpy() if scores else None,
+                    self.features(image).cpu().numpy() if features else None,
+                )
+            )
+        return results if several else results[0]
+
+    def queries(self, vocabulary: Vocabulary) -> Queries:
+        """Embed a vocabulary's names, or pick them from the text embeddings that were given."""
+        if self.text_embeddings is not None:
+            text, query_class = self.text_embeddings.select(vocabulary)
+        else:
+            text = embed_names(self.backbone, vocabulary.queries, self.templates).embeddings
+            query_class = vocabulary.query_class
+        return Queries(text.to(self.device), query_class, vocabulary.classes)
+
+    def decoder(self, queries: Queries) -> Decoder:
+        return Decoder(queries.query_class, self.temperature, self.threshold, self.area_threshold)
+
+    def segment(self, images: Sequence[Tensor], shapes: Sequence[tuple[int, int]], queries: Queries) -> list[Tensor]:
+        """Resized RGB images [3, h, w], uint8, to labels [H, W] at the given original shapes, on the device."""
+        decoder = self.decoder(queries)
+        return [
+            decoder.labels(tiled, *windows.stitch_operators(plan, grid, tuple(shape), self.device))
+            for shape, (tiled, plan, grid) in zip(shapes, self.score(images, queries))
+        ]
+
+    @torch.inference_mode()
+    def score(self, images: Sequence[Tensor], queries: Queries) -> list[tuple[Tensor, windows.Plan, tuple[int, int]]]:
+        """Resized RGB images [3, h, w], uint8, to their window scores, windows of all images in common batches.
+
+        Each result is the tiled scores [Q, n·h, m·w], float32, the plan of its windows and the grid of one.
+        """
+        plans, scores = self._windowed(images, lambda batch: self.method.scores(batch, queries.text))
+        return [(windows.tile(s, plan), plan, tuple(s.shape[2:])) for s, plan in zip(scores, plans)]
+
+    @torch.inference_mode()
+    def features(self, image: Tensor) -> Tensor:
+        """Unit patch features [h, w, dim] of one resized RGB image [3, H, W], windows averaged where they overlap."""
+        (plan,), (features,) = self._windowed(
+            [image], lambda batch: self.method.features(batch).float().permute(0, 3, 1, 2)
+        )
+        grid = tuple(features.shape[2:])
+        if len(plan) > 1:
+            # The stitching operators, sampled once a patch; the channels play the part of the queries.
+            shape = tuple(max(1, round(side / self.backbone.patch_size)) for side in image.shape[1:])
+            rows, columns = windows.stitch_operators(plan, grid, shape, self.device)
+            features = (rows @ windows.tile(features, plan) @ columns.T)[None]
+        return F.normalize(features[0], dim=0).permute(1, 2, 0)
+
+    def _windowed(self, images: Sequence[Tensor], function) -> tuple[list[windows.Plan], list[Tensor]]:
+        """Apply `function` to the windows of all images, in batches of one window shape; results image by image."""
+        patch = self.backbone.patch_size
+        plans = [windows.plan(*image.shape[1:], self.crop, self.stride, patch) for image in images]
+        results: list = [None] * len(images)
+        for shape in dict.fromkeys(plan.window_shape for plan in plans):
+            members = [i for i, plan in enumerate(plans) if plan.window_shape == shape]
+            stacked = torch.cat([windows.cut(self.normalise(images[i]), plans[i]) for i in members])
+            out = torch.cat([function(batch) for batch in stacked.split(self.window_batch)])
+            for i, part in zip(members, out.split([len(plans[i]) for i in members])):
+                results[i] = part
+        return plans, results
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """RGB [3, h, w] in 0..255 to the backbone's normalisation, float32 on the device."""
+        mean, std = self._statistics
+        return (image.to(self.device).float() - mean) / std
+
+    @functools.cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        mean, std = (
+            torch.tensor(s, device=self.device)[:, None, None] for s in (self.backbone.mean, self.backbone.std)
+        )
+        return mean * 255, std * 255
+
+
+def load_segmenter(config: str | Path, **overrides) -> Segmenter:
+    """A `Segmenter` with the settings of a benchmark config, as eval.py would use it; `overrides` win.
+
+    Class names and data set are not part of a segmenter: give names when calling it.
+    """
+    from mmengine.config import Config
+
+    try:
+        loaded = Config.fromfile(config, import_custom_modules=False)
+    except FileNotFoundError:
+        raise UserError(f"config {config} does not exist; configs/ holds one file a benchmark") from None
+    settings = {key: value for key, value in loaded.model.items() if key not in ("type", "vocabulary")}
+    return Segmenter(**{"short_side": loaded.short_side} | settings | overrides)
+
+
+def read_image(image) -> np.ndarray:
+    """A path, PIL image, array or tensor to RGB uint8 [H, W, 3]; EXIF rotation is applied.
+
+    Raises UserError for a file that cannot be read and for an array of another form.
+    """
+    if isinstance(image, str | Path):
+        return _read_file(Path(image))
+    if isinstance(image, Tensor):
+        array = image.detach().cpu()
+        array = (array.permute(1, 2, 0) if array.ndim == 3 else array).numpy()
+    elif isinstance(image, np.ndarray):
+        array = image
+    else:  # PIL
+        from PIL import ImageOps
+
+        array = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    if np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min(initial=0) >= 0 and array.max(initial=0) <= 1):
+            raise UserError("a floating-point image must be finite and within 0..1; divide by 255 or convert to uint8")
+        array = np.round(array * 255).astype(np.uint8)
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        raise UserError(
+            f"an image must be RGB, [H, W, 3] as an array or [3, H, W] as a tensor, uint8 or float in 0..1; this one "
+            f"is {list(array.shape)} {array.dtype}"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _read_file(path: Path) -> np.ndarray:
+    import cv2
+
+    try:
+        encoded = np.frombuffer(path.read_bytes(), np.uint8)
+    except OSError as error:
+        raise UserError(f"cannot read image {path}: {error.strerror}; give the path of a picture") from None
+    bgr = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if len(encoded) else None
+    if bgr is None:
+        raise UserError(f"{path} is not a picture that OpenCV can decode; convert it to JPEG or PNG")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """The published resize rule: short side to `short_side`, unless that makes the long side exceed 2048."""
+    scale = min(LONG_SIDE / max(height, width), short_side / min(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resize_short(image: np.ndarray, short_side: int) -> np.ndarray:
+    """Resize [H, W, 3] by that rule, bilinear without antialiasing as OpenCV does it; 0 keeps the size."""
+    if not short_side:
+        return image
+    import cv2
+
+    height, width = resized_shape(*image.shape[:2], short_side)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)

@@ -1,0 +1,172 @@
+"""Prompt-ensemble text embeddings, computed once and kept on disk."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from clearclip.backbone import Backbone, can_trim
+from clearclip.errors import UserError
+from clearclip.paths import atomic_write, cache_dir
+from clearclip.vocabulary import Vocabulary, load_templates
+
+log = logging.getLogger(__name__)
+
+BATCH_TOKENS = 4096  # of trimmed prompts in one pass of the text tower
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """Names and their embeddings [Q, dim], unit rows, float32; `model` and `note` say where they come from."""
+
+    names: tuple[str, ...]
+    embeddings: Tensor
+    model: str = ""
+    note: str = ""
+
+    def __post_init__(self):
+        shape = tuple(self.embeddings.shape)
+        if len(shape) != 2 or shape[0] != len(self.names):
+            raise ValueError(f"{len(self.names)} names need embeddings [{len(self.names)}, dim], not {list(shape)}")
+
+    def save(self, path: str | Path) -> None:
+        """Write a .safetensors file: tensor `embeddings`, metadata `names` (a JSON list), `model` and `note`."""
+        from safetensors.torch import save_file
+
+        metadata = {"names": json.dumps(list(self.names)), "model": self.model, "note": self.note}
+        with atomic_write(path) as temporary:
+            save_file({"embeddings": self.embeddings.float().contiguous().cpu()}, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TextEmbeddings":
+        """Read what `save` wrote; rows are normalised. Raises UserError naming a file that is not of that form."""
+        from safetensors import safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                names = tuple(json.loads(metadata["names"]))
+                embeddings = F.normalize(file.get_tensor("embeddings").float(), dim=-1)
+            if not embeddings.isfinite().all():
+                raise ValueError("not finite")
+            return cls(names, embeddings, metadata.get("model", ""), metadata.get("note", ""))
+        except FileNotFoundError:
+            raise UserError(
+                f"text embeddings {path} do not exist; give a file that TextEmbeddings.save wrote"
+            ) from None
+        except Exception as error:
+            raise UserError(
+                f"{path} does not hold text embeddings ({type(error).__name__}); it must be a .safetensors file with "
+                "a finite tensor `embeddings` [Q, dim] and the metadata `names`, a JSON list of Q names"
+            ) from error
+
+    def select(self, vocabulary: Vocabulary) -> tuple[Tensor, tuple[int, ...]]:
+        """Rows for a vocabulary, matched by name: embeddings [Q', dim] and the class index of each row.
+
+        Case, spaces, hyphens and underscores do not count. A class takes those of its synonyms that are here.
+        Raises UserError naming the classes of which no name is here.
+        """
+        row = {_plain(name): index for index, name in reversed(list(enumerate(self.names)))}
+        found = [
+            (row[_plain(name)], index)
+            for name, index in zip(vocabulary.queries, vocabulary.query_class)
+            if _plain(name) in row
+        ]
+        present = {index for _, index in found}
+        missing = [name for index, name in enumerate(vocabulary.classes) if index not in present]
+        if missing:
+            raise UserError(
+                f"the text embeddings have no row for {', '.join(missing[:8])}{' …' if missing[8:] else ''}; add the "
+                "name that they use to that line of the class file, after a comma"
+            )
+        rows, query_class = zip(*found)
+        return self.embeddings[list(rows)], query_class
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character not in " -_")
+
+
+def embed_names(
+    backbone: Backbone, names: Sequence[str], templates: str | Sequence[str] = "imagenet80", cache: bool = True
+) -> TextEmbeddings:
+    """Embed each name as the normalised mean of the normalised embeddings of its prompts.
+
+    `templates` is a set's name, a template file or the templates themselves. With `cache`, results are kept
+    under a key made of the weights' content, the templates and the names; an entry that is damaged is rebuilt.
+    The embedded weights have no text tower: their text student reads names, whatever the templates.
+    """
+    templates = load_templates(templates) if isinstance(templates, str | Path) else tuple(templates)
+    unique = tuple(dict.fromkeys(names))
+    student = _student() if backbone.checkpoint.student else None
+    source = (student or backbone).content_hash
+    identity = json.dumps([source, str(backbone.dtype), templates, unique])
+    path = cache_dir() / "text" / f"{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
+    known = _load_cached(path, unique, backbone.dim) if cache else None
+    if known is None:
+        if student:
+            rows, note = student(list(unique)), "text student, which stands for an ensemble of templates"
+        else:
+            rows, note = _embed(backbone, unique, templates), f"mean of {len(templates)} templates"
+        known = TextEmbeddings(unique, rows, f"{backbone.name} {backbone.tag}", note)
+        if cache:
+            known.save(path)
+    row = {name: index for index, name in enumerate(unique)}
+    return TextEmbeddings(tuple(names), known.embeddings[[row[name] for name in names]], known.model, known.note)
+
+
+def _student():
+    from clearclip.student import TextStudent
+
+    return TextStudent()
+
+
+def _load_cached(path: Path, names: tuple[str, ...], dim: int) -> TextEmbeddings | None:
+    if not path.is_file():
+        return None
+    try:
+        known = TextEmbeddings.load(path)
+    except UserError as error:
+        log.warning("rebuilding a damaged cache entry: %s", error)
+        return None
+    return known if known.names == names and known.embeddings.shape[1] == dim else None
+
+
+@torch.inference_mode()
+def _embed(backbone: Backbone, names: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
+    """[Q, dim] on the CPU, in float32."""
+    prompts = [template.format(name) for name in names for template in templates]
+    embeddings = encode_prompts(backbone, prompts)  # [Q · T, dim]
+    ensemble = F.normalize(embeddings, dim=-1).unflatten(0, (len(names), len(templates))).mean(dim=1)
+    return F.normalize(ensemble, dim=-1)
+
+
+@torch.inference_mode()
+def encode_prompts(backbone: Backbone, prompts: Sequence[str]) -> Tensor:
+    """Embeddings [P, dim] of prompts, float32 on the CPU, not normalised.
+
+    Tokens after the end-of-text token cannot change it, so prompts are sorted by length and each batch is cut
+    to its longest prompt.
+    """
+    tokens = backbone.tokenizer(list(prompts))  # [P, context length]
+    lengths = tokens.argmax(dim=1) + 1 if can_trim(backbone.text_tower) else torch.full((len(tokens),), tokens.shape[1])
+    order = lengths.argsort(stable=True)
+    out = torch.empty(len(tokens), backbone.dim)
+    with tqdm(total=len(tokens), desc="embedding prompts", unit="prompt", leave=False, disable=None) as bar:
+        start = 0
+        while start < len(order):
+            stop = start + 1
+            while stop < len(order) and (stop + 1 - start) * int(lengths[order[stop]]) <= BATCH_TOKENS:
+                stop += 1
+            batch = order[start:stop]
+            out[batch] = backbone.encode_text(tokens[batch, : int(lengths[batch].max())]).float().cpu()
+            bar.update(stop - start)
+            start = stop
+    return out

@@ -1,0 +1,271 @@
+"""Named checkpoints: architecture, source and activation. Nothing else knows where weights come from."""
+
+import hashlib
+import logging
+import os
+import socket
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+from clearclip.errors import UserError
+from clearclip.paths import atomic_write, cache_dir
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = "openai-int8"
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# The backbones the published tables use; any other OpenCLIP ViT with a class token works as "arch:tag".
+COMMON = {
+    "ViT-B-32": ("openai", "laion2b_s34b_b79k", "metaclip_fullcc"),
+    "ViT-B-16": ("openai", EMBEDDED, "laion2b_s34b_b88k", "metaclip_fullcc"),
+    "ViT-L-14": ("openai", "laion2b_s32b_b82k", "metaclip_fullcc"),
+    "ViT-L-14-336": ("openai",),
+    "ViT-H-14": ("laion2b_s32b_b79k", "metaclip_fullcc"),
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A weights file and the network it belongs to."""
+
+    arch: str  # what results call the architecture, without the "-quickgelu" suffix
+    tag: str  # what results call the weights
+    model: str  # OpenCLIP's name of the model
+    path: Path
+    config: dict  # OpenCLIP model configuration, `quick_gelu` set as the weights were trained
+    mean: tuple[float, ...] = OPENAI_MEAN
+    std: tuple[float, ...] = OPENAI_STD
+    student: bool = False  # names are embedded by the text student, not by a text tower
+
+
+def list_backbones() -> list[tuple[str, tuple[str, ...]]]:
+    """The common backbones, each with the tags of its weights."""
+    return list(COMMON.items())
+
+
+def find_checkpoint(backbone: str, pretrained: str = "openai") -> Checkpoint:
+    """Find, and where needed download, the weights `pretrained` of `backbone`.
+
+    `backbone` is an OpenCLIP architecture ("ViT-B-16"), "arch:tag", or "local-dir:FOLDER" with OpenCLIP's
+    open_clip_config.json and weights. `pretrained` is a tag, a weights file, "openai-int8" (the image tower
+    that a package index carries) or "auto" ("openai" where its hub answers, else "openai-int8").
+    Raises UserError when the architecture, the tag or the file cannot be had.
+    """
+    if backbone.startswith("local-dir:"):
+        return _from_folder(Path(backbone.removeprefix("local-dir:")).expanduser())
+    arch, _, tag = backbone.replace("/", "-").partition(":")
+    pretrained = tag or pretrained
+    named_quick = arch.endswith("-quickgelu")
+    arch = arch.removesuffix("-quickgelu")
+    config = _model_config(arch)
+
+    if pretrained == "auto":
+        pretrained = _choose(arch)
+    if pretrained == EMBEDDED:
+        return _embedded(arch, config)
+    path = Path(pretrained).expanduser()
+    if path.is_file():
+        return _from_file(arch, path, config, named_quick)
+    if path.suffix in (".safetensors", ".pt", ".pth", ".bin"):
+        raise UserError(f"weights file {pretrained} does not exist; give the path of a checkpoint or a tag")
+    return _from_tag(arch, pretrained, config)
+
+
+def _model_config(arch: str) -> dict:
+    import open_clip
+
+    config = open_clip.get_model_config(arch)
+    if config is None:
+        raise UserError(
+            f"unknown backbone {arch!r}; use one of {', '.join(COMMON)} or another OpenCLIP ViT as arch:tag"
+        )
+    return config
+
+
+def _from_tag(arch: str, tag: str, config: dict) -> Checkpoint:
+    import open_clip
+
+    # Architectures that exist only with QuickGELU list their tags under the suffixed name.
+    known = open_clip.get_pretrained_cfg(arch, tag) or open_clip.get_pretrained_cfg(f"{arch}-quickgelu", tag)
+    if not known:
+        tags = open_clip.list_pretrained_tags_by_model(arch)
+        raise UserError(f"no weights {tag!r} for {arch}; known are {', '.join(tags) or 'none'}, or give a file")
+    return Checkpoint(
+        arch,
+        tag,
+        arch,
+        _local_copy(arch, tag) or _download(arch, tag, known),
+        config | {"quick_gelu": known.get("quick_gelu", False)},
+        known.get("mean", OPENAI_MEAN),
+        known.get("std", OPENAI_STD),
+    )
+
+
+def _from_file(arch: str, path: Path, config: dict, named_quick: bool) -> Checkpoint:
+    # OpenAI's own files and ours say how they were trained; of others the user must, by the name's suffix.
+    marked = _marked_activation(path)
+    if marked == "gelu" and named_quick:
+        raise UserError(f"{path} was trained with GELU; ask for backbone {arch} without -quickgelu")
+    quick = named_quick or marked == "quick_gelu"
+    log.info("%s: %s", path, "QuickGELU" if quick else "GELU")
+    return Checkpoint(arch, path.name, arch, path, config | {"quick_gelu": quick})
+
+
+def _from_folder(folder: Path) -> Checkpoint:
+    import json
+
+    try:
+        config = json.loads((folder / "open_clip_config.json").read_text())
+        names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        path = next(folder / name for name in names if (folder / name).is_file())
+        preprocess = config.get("preprocess_cfg", {})
+        return Checkpoint(
+            folder.name,
+            path.name,
+            f"local-dir:{folder}",
+            path,
+            config["model_cfg"],
+            tuple(preprocess.get("mean", OPENAI_MEAN)),
+            tuple(preprocess.get("std", OPENAI_STD)),
+        )
+    except (OSError, ValueError, KeyError, StopIteration):
+        raise UserError(
+            f"{folder} is not an OpenCLIP model folder; it must hold open_clip_config.json (with model_cfg) "
+            "and open_clip_model.safetensors"
+        ) from None
+
+
+def _embedded(arch: str, config: dict) -> Checkpoint:
+    from clearclip import embedded
+
+    if arch != "ViT-B-16":
+        raise UserError(f"{EMBEDDED} weights exist for ViT-B-16 only, not for {arch}; give another --pretrained")
+    return Checkpoint(arch, EMBEDDED, arch, embedded.vision_checkpoint(), config | {"quick_gelu": True}, student=True)
+
+
+def _choose(arch: str) -> str:
+    """ "openai" where its weights are at hand or their hub answers within seconds, else the embedded ones."""
+    if arch != "ViT-B-16" or _local_copy(arch, "openai") or _in_hub_cache(arch) or _hub_answers():
+        chosen, why = "openai", "as asked" if arch != "ViT-B-16" else "found"
+    else:
+        chosen, why = EMBEDDED, "no model hub answers here"
+    log.warning("weights: %s (%s)", chosen, why)
+    return chosen
+
+
+def _in_hub_cache(arch: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from open_clip import get_pretrained_cfg
+
+    repository = get_pretrained_cfg(arch, "openai")["hf_hub"].strip("/")
+    return isinstance(try_to_load_from_cache(repository, "open_clip_model.safetensors"), str)
+
+
+def _hub_answers(seconds: float = 3.0) -> bool:
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        return False
+    from huggingface_hub import constants
+
+    host = urlparse(constants.ENDPOINT).hostname
+    try:
+        socket.create_connection((host, 443), timeout=seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+def _local_copy(arch: str, tag: str) -> Path | None:
+    """`<arch>.<tag>.safetensors` or `.pt` in the folders of `$CLEARCLIP_WEIGHTS`."""
+    for folder in filter(None, os.environ.get("CLEARCLIP_WEIGHTS", "").split(os.pathsep)):
+        for suffix in (".safetensors", ".pt"):
+            path = Path(folder).expanduser() / f"{arch}.{tag}{suffix}"
+            if path.is_file():
+                return path
+    return None
+
+
+def _download(arch: str, tag: str, known: dict) -> Path:
+    from open_clip.pretrained import download_pretrained
+
+    if not _hub_answers():
+        # One look instead of the library's minutes of retries; what its cache holds is still found.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        from huggingface_hub import constants
+
+        constants.HF_HUB_OFFLINE = True
+    try:
+        return Path(download_pretrained(known))
+    except Exception as error:  # the library raises whatever its transport raised
+        source = known.get("hf_hub", "").strip("/") or known.get("url", "")
+        remedy = f", or use --pretrained {EMBEDDED}" if (arch, tag) == ("ViT-B-16", "openai") else ""
+        raise UserError(
+            f"the weights of {arch} {tag} ({source}) could not be downloaded: give the path of a copy as "
+            f"--pretrained, or put it into a folder named by $CLEARCLIP_WEIGHTS as {arch}.{tag}.safetensors (or "
+            f".pt), or fill the hub's cache on a machine that reaches it{remedy}"
+        ) from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _marked_activation(path: Path) -> str | None:
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                return (file.metadata() or {}).get("activation")
+        except Exception:
+            return None  # load_state_dict names the damaged file
+    return "quick_gelu" if _is_torchscript(path) else None  # only OpenAI ships TorchScript archives
+
+
+def load_state_dict(path: Path, prefix: str = "") -> dict:
+    """Tensors of a checkpoint whose names start with `prefix`, the prefix removed; never unpickles code.
+
+    Reads .safetensors, PyTorch files (weights_only, with or without the wrappers `state_dict`, `model` and
+    `module.`) and OpenAI's TorchScript archives. Raises UserError naming a damaged file.
+    """
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, framework="pt") as file:
+                return {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}
+        if _is_torchscript(path):
+            state = torch.jit.load(path, map_location="cpu").state_dict()
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as weights ({type(error).__name__}); fetch it again, or convert it to .safetensors"
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, remembered under its size and time so that a warm start need not read it again."""
+    status = path.stat()
+    identity = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+    memo = cache_dir() / "hashes" / hashlib.sha256(identity.encode()).hexdigest()
+    if memo.is_file() and len(known := memo.read_text()) == 64:
+        return known
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with atomic_write(memo) as temporary:
+        temporary.write_text(digest)
+    return digest
