@@ -94,6 +94,13 @@ class Backbone(nn.Module):
         x = torch.cat([class_token, x], dim=1) + self._position_embedding(grid)  # [B, 1+N, D]
         return self.visual.ln_pre(x)
 
+    def trunk(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] to the tokens [B, 1+N, D] that enter the last block."""
+        tokens = self.embed(images)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+        return tokens
+
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches of images [B, 3, H, W]."""
         return images.shape[2] // self.patch_size, images.shape[3] // self.patch_size

@@ -205,7 +205,8 @@ def load_segmenter(config: str | Path, **overrides) -> Segmenter:
     except FileNotFoundError:
         raise UserError(f"config {config} does not exist; configs/ holds one file a benchmark") from None
     settings = {key: value for key, value in loaded.model.items() if key not in ("type", "vocabulary")}
-    return Segmenter(**{"short_side": loaded.short_side} | settings | overrides)
+    resize = next(step for step in loaded.test_dataloader.dataset.pipeline if step["type"] == "Resize")
+    return Segmenter(**{"short_side": min(resize["scale"])} | settings | overrides)
 
 
 def read_image(image) -> np.ndarray:

@@ -241,7 +241,8 @@ def load_state_dict(path: Path, prefix: str = "") -> dict:
             from safetensors import safe_open
 
             with safe_open(path, framework="pt") as file:
-                return {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}
+                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+                return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
         if _is_torchscript(path):
             state = torch.jit.load(path, map_location="cpu").state_dict()
         else:

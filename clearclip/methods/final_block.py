@@ -29,11 +29,7 @@ class FinalBlock(Method):
 
     def features(self, images: Tensor) -> Tensor:
         grid = self.backbone.grid(images)
-        tokens = self.backbone.embed(images)  # [B, 1+N, D]
-        *earlier, last = self.backbone.blocks
-        for block in earlier:
-            tokens = block(tokens)
-        tokens = self.rewire(last, tokens, grid)
+        tokens = self.rewire(self.backbone.blocks[-1], self.backbone.trunk(images), grid)  # [B, 1+N, D]
         return self.backbone.project(tokens[:, 1:]).unflatten(1, grid)  # [B, h, w, dim]
 
     def rewire(self, block, tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,0 +1,34 @@
+"""MMSegmentation on `mmcv-lite`: a stand-in for mmcv's compiled operators, which evaluation never calls.
+
+MMSeg imports `mmcv.ops` for a few decode heads, and `mmcv.ops` needs the compiled module `mmcv._ext` at
+import time. Wheels of it exist for few torch versions; the lite package has none.
+"""
+
+import importlib.util
+import sys
+import types
+from importlib.machinery import ModuleSpec
+
+
+class _MissingExtension(types.ModuleType):
+    """Has every operator's name; each raises only when it is called."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):  # the import system asks for __path__, __file__ and the like
+            raise AttributeError(name)
+
+        def missing(*args, **kwargs):
+            raise RuntimeError(
+                f"mmcv.ops needs the compiled operator {name!r}, which mmcv-lite does not have: "
+                "install the full `mmcv` built for this version of torch"
+            )
+
+        return missing
+
+
+def install() -> None:
+    """Let `import mmseg` succeed where mmcv has no compiled operators. Call it before that import."""
+    if importlib.util.find_spec("mmcv._ext") is None:
+        extension = _MissingExtension("mmcv._ext")
+        extension.__spec__ = ModuleSpec("mmcv._ext", loader=None)  # MMEngine takes no loader for "mmcv is lite"
+        sys.modules["mmcv._ext"] = extension

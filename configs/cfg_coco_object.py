@@ -1,0 +1,18 @@
+_base_ = "./base.py"
+
+model = dict(vocabulary="{{ fileDirname }}/cls_coco_object.txt", threshold=0.4)
+
+test_dataloader = dict(
+    dataset=dict(
+        type="COCOObjectDataset",
+        data_root="{{$CLEARCLIP_DATA:data}}/coco_object",
+        data_prefix=dict(img_path="images/val2017", seg_map_path="annotations/val2017"),
+    )
+)
+
+benchmark = dict(
+    name="coco_object",
+    images=5000,
+    published={"ViT-B-16": dict(ClearCLIP=33.0)},
+    source=dict(ClearCLIP="ClearCLIP paper (ECCV 2024)"),
+)

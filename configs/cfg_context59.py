@@ -1,0 +1,22 @@
+_base_ = "./base.py"
+
+model = dict(vocabulary="{{ fileDirname }}/cls_context59.txt")
+
+test_dataloader = dict(
+    dataset=dict(
+        type="PascalContextDataset59",
+        data_root="{{$CLEARCLIP_DATA:data}}/VOCdevkit/VOC2010",
+        ann_file="ImageSets/SegmentationContext/val.txt",
+        data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClassContext"),
+    )
+)
+
+benchmark = dict(
+    name="context59",
+    images=5104,
+    published={"ViT-B-16": dict(ClearCLIP=35.9, CLIP=9.2)},
+    source=dict(
+        ClearCLIP="ClearCLIP paper (ECCV 2024)",
+        CLIP="third-party table of the ClearCLIP protocol",
+    ),
+)

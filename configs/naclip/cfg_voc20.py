@@ -1,0 +1,10 @@
+_base_ = "../cfg_voc20.py"
+_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
+
+model = dict(method="NACLIP", vocabulary="{{ fileDirname }}/../sclip/cls_voc20.txt", crop=0, temperature=40.0)
+
+benchmark = dict(
+    protocol="naclip",
+    published={"_delete_": True, "ViT-B-16": dict(NACLIP=79.7)},
+    source=dict(NACLIP="NACLIP paper (WACV 2025), without PAMR"),
+)

@@ -1,0 +1,13 @@
+_base_ = "../cfg_context59.py"
+_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
+
+model = dict(method="SCLIP", crop=224, stride=112, temperature=40.0)
+
+benchmark = dict(
+    protocol="sclip",
+    published={"_delete_": True, "ViT-B-16": dict(SCLIP=34.46, CLIP=11.1)},
+    source=dict(
+        SCLIP="SCLIP authors' README, without PAMR",
+        CLIP="third-party table of the SCLIP protocol",
+    ),
+)

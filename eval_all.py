@@ -1,0 +1,89 @@
+#!/usr/bin/env python
+"""The benchmark table: every method × backbone × data set in one process, each backbone loaded once."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from clearclip.errors import UserError, program
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description="Evaluate methods on benchmarks and print one table.")
+    parser.add_argument("--methods", nargs="+", default=["CLIP", "MaskCLIP", "SCLIP", "NACLIP", "ClearCLIP"])
+    parser.add_argument("--backbones", nargs="+", default=["ViT-B-16"], help="architectures, or arch:tag")
+    parser.add_argument("--pretrained", default="openai", help="weights of backbones that name no tag")
+    parser.add_argument("--datasets", nargs="+", help="names such as voc20 ade20k, or configs (default: all eight)")
+    parser.add_argument("--protocol", default="clearclip", help="clearclip, or a folder of configs/ such as sclip")
+    parser.add_argument("--text-embeddings", metavar="FILE", help="saved text embeddings; {dataset} is filled in")
+    parser.add_argument("--results", metavar="FILE", default="results.xlsx", help="spreadsheet to append to")
+    parser.add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
+    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="override any config key")
+    return parser.parse_args(argv)
+
+
+def config_path(dataset: str, protocol: str) -> Path:
+    """The config of a data set's name under a protocol; a path is taken as it is."""
+    if dataset.endswith(".py"):
+        return Path(dataset)
+    folder = CONFIGS if protocol == "clearclip" else CONFIGS / protocol
+    path = folder / f"cfg_{dataset}.py"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem.removeprefix("cfg_") for file in folder.glob("cfg_*.py")))
+        raise UserError(f"no config {path}; protocol {protocol!r} has {known or 'no configs at all'}")
+    return path
+
+
+@program
+def main(argv=None):
+    arguments = parse_arguments(argv)
+    from clearclip.evaluation.datasets import check_dataset
+    from clearclip.evaluation.results import DATASETS, append_results, as_markdown, as_text, table
+    from clearclip.evaluation.run import default_work_dir, evaluate, load_config
+    from clearclip.methods import parse_method
+    from eval import config_options
+
+    overrides = config_options(arguments.cfg_options)
+    paths = [config_path(dataset, arguments.protocol) for dataset in arguments.datasets or DATASETS]
+    for method in arguments.methods:
+        parse_method(method)  # a misspelt name should not wait for the runs before it
+    results, missing, failed = [], {}, []
+    for backbone in arguments.backbones:
+        for path in paths:
+            for method in arguments.methods:
+                model = dict(method=method, backbone=backbone, pretrained=arguments.pretrained)
+                config = load_config(str(path), model, overrides)
+                dataset = config.benchmark.name
+                if arguments.text_embeddings:
+                    config.model.text_embeddings = arguments.text_embeddings.format(dataset=dataset)
+                try:
+                    check_dataset(config)
+                except UserError as error:
+                    missing[dataset] = str(error)
+                    break
+                print(f"{dataset}: {method}, {backbone}", file=sys.stderr)
+                try:
+                    result = evaluate(config)
+                    results.append(result)
+                    append_results([result], arguments.results, saved_at=f"{default_work_dir(config)}/result.json")
+                except UserError as error:
+                    failed.append(f"{dataset}, {method}, {backbone}: {error}")
+                    print(f"error: {failed[-1]}", file=sys.stderr)
+    if results:
+        rows = table(results)
+        print(as_text(rows))
+        print(f"appended to {arguments.results}")
+        if arguments.markdown:
+            Path(arguments.markdown).write_text(as_markdown(rows) + "\n", encoding="utf-8")
+    for message in missing.values():
+        print(f"missing: {message}", file=sys.stderr)
+    for message in failed:
+        print(f"failed: {message}", file=sys.stderr)
+    if failed or not results:
+        raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()
