@@ -39,7 +39,8 @@ def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], mode: st
     """Bicubic resampling of a position embedding [1+G·G, D] (class token first) to [1+h·w, D].
 
     `offset` passes the scale (h + 0.1) / G to the sampler, as the published pipelines do: the sampling points
-    then lie slightly off those of the plain `size` mode, and their numbers depend on it.
+    then lie slightly off those of the plain `size` mode, and their numbers depend on it. `antialias` is `size`
+    with torch's antialiasing, whose cubic kernel is another one even where the grid grows.
     """
     class_token, patches = embedding[:1], embedding[1:]
     side = round(len(patches) ** 0.5)
@@ -49,10 +50,10 @@ def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], mode: st
     if mode == "offset":
         scale = tuple((length + 0.1) / side for length in grid)
         patches = F.interpolate(patches, scale_factor=scale, mode="bicubic")
-    elif mode == "size":
-        patches = F.interpolate(patches, size=grid, mode="bicubic")
+    elif mode in ("size", "antialias"):
+        patches = F.interpolate(patches, size=grid, mode="bicubic", antialias=mode == "antialias")
     else:
-        raise ValueError(f"unknown position embedding mode {mode!r}; use offset or size")
+        raise ValueError(f"unknown position embedding mode {mode!r}; use offset, size or antialias")
     return torch.cat([class_token, patches.flatten(2)[0].T])  # [1 + h·w, D]
 
 
@@ -77,7 +78,7 @@ class Backbone(nn.Module):
         # Resampled once per grid, in float32 on the CPU whatever the device: the numbers are then the same.
         embedding = self.visual.positional_embedding.float().cpu()
         self._position_embedding = functools.cache(
-            lambda grid: resize_position_embedding(embedding, grid, self.position).to(device, dtype)
+            lambda grid, mode: resize_position_embedding(embedding, grid, mode).to(device, dtype)
         )
 
     @functools.cached_property
@@ -85,13 +86,16 @@ class Backbone(nn.Module):
         """SHA-256 of the weights file."""
         return content_hash(Path(self.checkpoint.path))
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W], H and W multiples of the patch, to tokens [B, 1+N, D] after ln_pre."""
+    def embed(self, images: Tensor, position: str | None = None) -> Tensor:
+        """Normalised images [B, 3, H, W], H and W multiples of the patch, to tokens [B, 1+N, D] after ln_pre.
+
+        `position` takes the place of the backbone's own mode of resampling the position embedding.
+        """
         x = self.visual.conv1(images.to(self.device, self.dtype))  # [B, D, h, w]
         grid = tuple(x.shape[2:])
         x = x.flatten(2).transpose(1, 2)  # [B, N, D]
         class_token = self.visual.class_embedding.expand(len(x), 1, -1)
-        x = torch.cat([class_token, x], dim=1) + self._position_embedding(grid)  # [B, 1+N, D]
+        x = torch.cat([class_token, x], dim=1) + self._position_embedding(grid, position or self.position)
         return self.visual.ln_pre(x)
 
     def trunk(self, images: Tensor) -> Tensor:
@@ -168,23 +172,7 @@ def _fill(tower: nn.Module, state: dict, checkpoint: Checkpoint) -> nn.Module:
 
 
 def _image_tower(checkpoint: Checkpoint) -> nn.Module:
-    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-
-    config = checkpoint.config
-    # Only plain ViTs are built at all: others may reach for a hub while they are constructed.
-    plain = not config["vision_cfg"].get("timm_model_name") and isinstance(config["vision_cfg"].get("layers", 12), int)
-    visual = _skeleton(config, {}).visual if plain else None
-    if not (
-        isinstance(visual, VisionTransformer)
-        and visual.attn_pool is None
-        and visual.pool_type == "tok"
-        and all(type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks)
-    ):
-        raise UserError(
-            f"backbone {checkpoint.arch} is not supported; supported are OpenCLIP ViTs with a class token, such as "
-            "ViT-B-16 (no ResNet, no attention pooling, no average pooling, no timm tower)"
-        )
-    return _fill(visual, load_state_dict(checkpoint.path, "visual."), checkpoint)
+    return _fill(_skeleton(checkpoint.config, {}).visual, load_state_dict(checkpoint.path, "visual."), checkpoint)
 
 
 def _text_tower(checkpoint: Checkpoint) -> nn.Module:

@@ -30,8 +30,9 @@ def _distinct_colours(count: int = 512) -> np.ndarray:
     levels = np.linspace(0, 255, 16).astype(np.uint8)
     colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
     points = _oklab(colours)
-    bright = (points[:, 0] > 0.45) & (points[:, 0] < 0.95)  # neither lost in shadows nor on white paper
-    colours, points = colours[bright], points[bright]
+    lightness, chroma = points[:, 0], np.hypot(points[:, 1], points[:, 2])
+    vivid = (lightness > 0.45) & (lightness < 0.93) & (chroma > 0.1)  # photographs are mostly grey and brown
+    colours, points = colours[vivid], points[vivid]
     greys = _oklab(np.array([[g, g, g] for g in (0, 128, 255)]))
     nearest = np.linalg.norm(points[:, None] - greys, axis=-1).min(axis=1)
     chosen = []
@@ -84,7 +85,7 @@ def overlay(
 
     labelled = labels != ignored(len(names))
     colours = palette(len(names))[np.where(labelled, labels, 0)]  # H W 3
-    weight = np.where(_outlines(labels), 1.0, opacity) * labelled  # H W
+    weight = np.where(_outlines(labels), 1, opacity).astype(np.float32) * labelled  # H W
     blended = pixels + weight[..., None] * (colours.astype(np.int16) - pixels)
     picture = Image.fromarray(blended.round().astype(np.uint8))
     if legend is None:
@@ -111,7 +112,8 @@ def legend_panel(
 ) -> Image.Image:
     """Colour, name and share of each class in labels [..., H, W], the largest first; text of `size` pixels.
 
-    Entries go into as many columns as `max_height` needs, or as `max_width` allows; else into one.
+    Entries go into one column, or into as many as `max_width` allows, or into two or three where they would
+    pass `max_height`.
     """
     labels = _labels(labels, len(names))
     counts = np.bincount(labels[labels != ignored(len(names))], minlength=len(names))
@@ -126,10 +128,11 @@ def legend_panel(
     name_width = max((font.getlength(entry) for entry in entries), default=0)
     column = math.ceil(size + gap + name_width + gap + share_width + 2 * gap)
     count = max(1, len(entries))
+    rows = count
     if max_height is not None:
-        rows = min(count, max(8, (max_height - gap) // line))
-    else:
-        rows = math.ceil(count / max(1, (max_width - gap) // column)) if max_width else count
+        rows = min(count, max(8, (max_height - gap) // line, math.ceil(count / 3)))
+    elif max_width is not None:
+        rows = math.ceil(count / max(1, (max_width - gap) // column))
     columns = math.ceil(count / rows)
 
     panel = Image.new("RGB", (gap + columns * column, gap + rows * line), PAPER)

@@ -3,11 +3,12 @@
 import hashlib
 import logging
 import os
-import socket
+import threading
+import urllib.error
+import urllib.request
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlparse
 
 from clearclip.errors import UserError
 from clearclip.paths import atomic_write, cache_dir
@@ -83,6 +84,23 @@ def _model_config(arch: str) -> dict:
         raise UserError(
             f"unknown backbone {arch!r}; use one of {', '.join(COMMON)} or another OpenCLIP ViT as arch:tag"
         )
+    return _supported(arch, config)
+
+
+def _supported(arch: str, config: dict) -> dict:
+    """The config of a plain ViT with a class token; UserError for any other network."""
+    vision = config["vision_cfg"]
+    altered = ("attentional_pool", "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner")
+    if (
+        vision.get("timm_model_name")
+        or not isinstance(vision.get("layers", 12), int)  # a ResNet lists its stages
+        or vision.get("pool_type", "tok") != "tok"
+        or any(vision.get(key) for key in (*altered, "scale_attn", "scale_fc"))
+    ):
+        raise UserError(
+            f"backbone {arch} is not supported; supported are OpenCLIP ViTs with a class token, such as ViT-B-16 "
+            "(no ResNet, no attention or average pooling, no timm tower, no altered attention)"
+        )
     return config
 
 
@@ -128,7 +146,7 @@ def _from_folder(folder: Path) -> Checkpoint:
             path.name,
             f"local-dir:{folder}",
             path,
-            config["model_cfg"],
+            _supported(folder.name, config["model_cfg"]),
             tuple(preprocess.get("mean", OPENAI_MEAN)),
             tuple(preprocess.get("std", OPENAI_STD)),
         )
@@ -170,12 +188,21 @@ def _hub_answers(seconds: float = 3.0) -> bool:
         return False
     from huggingface_hub import constants
 
-    host = urlparse(constants.ENDPOINT).hostname
-    try:
-        socket.create_connection((host, 443), timeout=seconds).close()
-    except OSError:
-        return False
-    return True
+    answers = []
+
+    def ask():  # urllib knows the user's proxies
+        try:
+            urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=seconds).close()
+        except urllib.error.HTTPError:
+            pass
+        except (OSError, ValueError):
+            return
+        answers.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)  # looking up a name knows no timeout
+    thread.start()
+    thread.join(seconds)
+    return bool(answers)
 
 
 def _local_copy(arch: str, tag: str) -> Path | None:
@@ -247,14 +274,14 @@ def load_state_dict(path: Path, prefix: str = "") -> dict:
             state = torch.jit.load(path, map_location="cpu").state_dict()
         else:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        for wrapper in ("state_dict", "model"):
+            if isinstance(state.get(wrapper), dict):
+                state = state[wrapper]
     except Exception as error:
         raise UserError(
             f"{path} cannot be read as weights ({type(error).__name__}); fetch it again, or convert it to .safetensors"
         ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = {str(key).removeprefix("module."): value for key, value in state.items() if torch.is_tensor(value)}
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
