@@ -64,12 +64,15 @@ class Backbone(nn.Module):
     `blocks` (the residual blocks), `mean` and `std` (of RGB in 0..1), `name`, `tag`, `content_hash`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, position: str = "offset"):
+    position = "offset"  # how the position embedding is resampled, see resize_position_embedding
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, position: str | None = None):
         super().__init__()
-        self.checkpoint, self.device, self.dtype, self.position = checkpoint, device, dtype, position
+        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self.position = position or self.position
         self.name, self.tag = checkpoint.arch, checkpoint.tag
         self.mean, self.std = checkpoint.mean, checkpoint.std
-        self.visual = _image_tower(checkpoint).to(device, dtype).eval().requires_grad_(False)
+        self.visual = self.load_image_tower().to(device, dtype).eval().requires_grad_(False)
         self.blocks = self.visual.transformer.resblocks
         self.patch_size = self.visual.patch_size[0]
         self.width = self.visual.class_embedding.shape[0]
@@ -77,7 +80,7 @@ class Backbone(nn.Module):
         self.dim = self.visual.output_dim
         # Resampled once per grid, in float32 on the CPU whatever the device: the numbers are then the same.
         embedding = self.visual.positional_embedding.float().cpu()
-        self._position_embedding = functools.cache(
+        self._position_embedding = functools.lru_cache(maxsize=64)(
             lambda grid, mode: resize_position_embedding(embedding, grid, mode).to(device, dtype)
         )
 
@@ -115,9 +118,16 @@ class Backbone(nn.Module):
 
     @functools.cached_property
     def text_tower(self) -> nn.Module:
-        """OpenCLIP's text tower, loaded when first used. Raises UserError where the checkpoint has none."""
-        tower = _text_tower(self.checkpoint)
-        return tower.to(self.device, self.dtype).eval().requires_grad_(False)
+        """The text tower, loaded when first used. Raises UserError where the checkpoint has none."""
+        return self.load_text_tower().to(self.device, self.dtype).eval().requires_grad_(False)
+
+    def load_image_tower(self) -> nn.Module:
+        """OpenCLIP's image tower with the checkpoint's weights, float32 on the CPU."""
+        return _image_tower(self.checkpoint)
+
+    def load_text_tower(self) -> nn.Module:
+        """OpenCLIP's text tower with the checkpoint's weights, float32 on the CPU."""
+        return _text_tower(self.checkpoint)
 
     @functools.cached_property
     def tokenizer(self):
@@ -125,6 +135,12 @@ class Backbone(nn.Module):
         import open_clip
 
         return open_clip.get_tokenizer(self.checkpoint.model)
+
+    def prompt_lengths(self, tokens: Tensor) -> Tensor:
+        """How many columns [P] of token ids [P, L] bear on the embeddings; `encode_text` can do without the rest."""
+        if can_trim(self.text_tower):
+            return tokens.argmax(dim=1) + 1  # up to the end-of-text token, whose id is the largest
+        return torch.full((len(tokens),), tokens.shape[1])
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token ids [P, L], cut to any L that keeps each end-of-text token, to embeddings [P, dim], not normalised.
@@ -158,7 +174,8 @@ def _skeleton(config: dict, text_config: dict) -> nn.Module:
         )
 
 
-def _fill(tower: nn.Module, state: dict, checkpoint: Checkpoint) -> nn.Module:
+def fill(tower: nn.Module, state: dict, checkpoint: Checkpoint) -> nn.Module:
+    """Give a tower without storage its parameters, in float32. Raises UserError where they do not fit."""
     try:
         tower.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
     except RuntimeError as error:
@@ -172,7 +189,7 @@ def _fill(tower: nn.Module, state: dict, checkpoint: Checkpoint) -> nn.Module:
 
 
 def _image_tower(checkpoint: Checkpoint) -> nn.Module:
-    return _fill(_skeleton(checkpoint.config, {}).visual, load_state_dict(checkpoint.path, "visual."), checkpoint)
+    return fill(_skeleton(checkpoint.config, {}).visual, load_state_dict(checkpoint.path, "visual."), checkpoint)
 
 
 def _text_tower(checkpoint: Checkpoint) -> nn.Module:
@@ -185,7 +202,7 @@ def _text_tower(checkpoint: Checkpoint) -> nn.Module:
         raise UserError(f"{checkpoint.path} holds no text tower; give text embeddings from a file (--text-embeddings)")
     tower = _skeleton(checkpoint.config, checkpoint.config["text_cfg"]).text
     own.pop("attn_mask", None)
-    _fill(tower, own, checkpoint)
+    fill(tower, own, checkpoint)
     if getattr(tower, "attn_mask", None) is not None:  # a buffer that no checkpoint holds
         tower.attn_mask = torch.full(tower.attn_mask.shape, float("-inf")).triu_(1)
     return tower
@@ -206,11 +223,16 @@ def load_backbone(
     pretrained: str = "openai",
     device: str = "auto",
     precision: str = "auto",
-    position: str = "offset",
+    position: str | None = None,
 ) -> Backbone:
     """Load a backbone by architecture and weights, as `clearclip.weights.find_checkpoint` names them.
 
+    `position` is a mode of `resize_position_embedding`; by default the one of the model's published pipeline.
     Raises UserError for an unknown or unsupported architecture and for weights that cannot be had.
     """
     chosen = choose_device(device)
-    return Backbone(find_checkpoint(name, pretrained), chosen, choose_precision(precision, chosen), position)
+    checkpoint = find_checkpoint(name, pretrained)
+    kind = Backbone
+    if checkpoint.config.get("model_type") == "blip":
+        from clearclip.blip import BlipBackbone as kind  # transformers is slow to import
+    return kind(checkpoint, chosen, choose_precision(precision, chosen), position)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from clearclip.backbone import Backbone, can_trim
+from clearclip.backbone import Backbone
 from clearclip.errors import UserError
 from clearclip.paths import atomic_write, cache_dir
 from clearclip.vocabulary import Vocabulary, load_templates
@@ -102,12 +102,16 @@ def embed_names(
     `templates` is a set's name, a template file or the templates themselves. With `cache`, results are kept
     under a key made of the weights' content, the templates and the names; an entry that is damaged is rebuilt.
     The embedded weights have no text tower: their text student reads names, whatever the templates.
+    Raises UserError for a template set that does not exist and for a template without exactly one `{}`.
     """
     templates = load_templates(templates) if isinstance(templates, str | Path) else tuple(templates)
+    wrong = [t for t in templates if t.count("{}") != 1 or t.count("{") + t.count("}") != 2]
+    if wrong or not templates:
+        raise UserError(f"each template must hold {{}} once and no other brace; given {(wrong or ['none'])[0]!r}")
     unique = tuple(dict.fromkeys(names))
     student = _student() if backbone.checkpoint.student else None
     source = (student or backbone).content_hash
-    identity = json.dumps([source, str(backbone.dtype), templates, unique])
+    identity = json.dumps([source, backbone.checkpoint.config, str(backbone.dtype), templates, unique], default=str)
     path = cache_dir() / "text" / f"{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
     known = _load_cached(path, unique, backbone.dim) if cache else None
     if known is None:
@@ -118,6 +122,7 @@ def embed_names(
         known = TextEmbeddings(unique, rows, f"{backbone.name} {backbone.tag}", note)
         if cache:
             known.save(path)
+            known = TextEmbeddings.load(path)  # normalised once more: the first run gives what later ones will
     row = {name: index for index, name in enumerate(unique)}
     return TextEmbeddings(tuple(names), known.embeddings[[row[name] for name in names]], known.model, known.note)
 
@@ -152,11 +157,11 @@ def _embed(backbone: Backbone, names: tuple[str, ...], templates: tuple[str, ...
 def encode_prompts(backbone: Backbone, prompts: Sequence[str]) -> Tensor:
     """Embeddings [P, dim] of prompts, float32 on the CPU, not normalised.
 
-    Tokens after the end-of-text token cannot change it, so prompts are sorted by length and each batch is cut
-    to its longest prompt.
+    What follows a prompt's end cannot change it, so prompts are sorted by length and each batch is cut to its
+    longest prompt.
     """
     tokens = backbone.tokenizer(list(prompts))  # [P, context length]
-    lengths = tokens.argmax(dim=1) + 1 if can_trim(backbone.text_tower) else torch.full((len(tokens),), tokens.shape[1])
+    lengths = backbone.prompt_lengths(tokens)
     order = lengths.argsort(stable=True)
     out = torch.empty(len(tokens), backbone.dim)
     with tqdm(total=len(tokens), desc="embedding prompts", unit="prompt", leave=False, disable=None) as bar:

@@ -1,11 +1,15 @@
 """Named checkpoints: architecture, source and activation. Nothing else knows where weights come from."""
 
+import contextlib
 import hashlib
+import json
 import logging
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +31,12 @@ COMMON = {
     "ViT-L-14-336": ("openai",),
     "ViT-H-14": ("laion2b_s32b_b79k", "metaclip_fullcc"),
 }
+# BLIP's retrieval models, by the data they were tuned on; the first is the default.
+BLIP = {
+    "BLIP-B": {"coco": "Salesforce/blip-itm-base-coco", "flickr": "Salesforce/blip-itm-base-flickr"},
+    "BLIP-L": {"coco": "Salesforce/blip-itm-large-coco", "flickr": "Salesforce/blip-itm-large-flickr"},
+}
+BLIP_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -35,9 +45,9 @@ class Checkpoint:
 
     arch: str  # what results call the architecture, without the "-quickgelu" suffix
     tag: str  # what results call the weights
-    model: str  # OpenCLIP's name of the model
+    model: str  # OpenCLIP's name of the model, or the hub's
     path: Path
-    config: dict  # OpenCLIP model configuration, `quick_gelu` set as the weights were trained
+    config: dict  # OpenCLIP's (`quick_gelu` set as the weights were trained) or transformers' model configuration
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
     student: bool = False  # names are embedded by the text student, not by a text tower
@@ -45,7 +55,7 @@ class Checkpoint:
 
 def list_backbones() -> list[tuple[str, tuple[str, ...]]]:
     """The common backbones, each with the tags of its weights."""
-    return list(COMMON.items())
+    return [*COMMON.items(), *((arch, tuple(tags)) for arch, tags in BLIP.items())]
 
 
 def find_checkpoint(backbone: str, pretrained: str = "openai") -> Checkpoint:
@@ -54,12 +64,17 @@ def find_checkpoint(backbone: str, pretrained: str = "openai") -> Checkpoint:
     `backbone` is an OpenCLIP architecture ("ViT-B-16"), "arch:tag", or "local-dir:FOLDER" with OpenCLIP's
     open_clip_config.json and weights. `pretrained` is a tag, a weights file, "openai-int8" (the image tower
     that a package index carries) or "auto" ("openai" where its hub answers, else "openai-int8").
+    "BLIP-B" and "BLIP-L" are BLIP's retrieval models: there `pretrained` may be a weights file in transformers'
+    form or the original's, or a folder that transformers saved, "openai" and "auto" mean "coco", and
+    "local-dir:FOLDER" takes any folder that transformers saved.
     Raises UserError when the architecture, the tag or the file cannot be had.
     """
     if backbone.startswith("local-dir:"):
         return _from_folder(Path(backbone.removeprefix("local-dir:")).expanduser())
     arch, _, tag = backbone.replace("/", "-").partition(":")
     pretrained = tag or pretrained
+    if arch in BLIP:
+        return _blip(arch, pretrained)
     named_quick = arch.endswith("-quickgelu")
     arch = arch.removesuffix("-quickgelu")
     config = _model_config(arch)
@@ -81,9 +96,8 @@ def _model_config(arch: str) -> dict:
 
     config = open_clip.get_model_config(arch)
     if config is None:
-        raise UserError(
-            f"unknown backbone {arch!r}; use one of {', '.join(COMMON)} or another OpenCLIP ViT as arch:tag"
-        )
+        names = ", ".join([*COMMON, *BLIP])
+        raise UserError(f"unknown backbone {arch!r}; use one of {names} or another OpenCLIP ViT as arch:tag")
     return _supported(arch, config)
 
 
@@ -129,13 +143,14 @@ def _from_file(arch: str, path: Path, config: dict, named_quick: bool) -> Checkp
     if marked == "gelu" and named_quick:
         raise UserError(f"{path} was trained with GELU; ask for backbone {arch} without -quickgelu")
     quick = named_quick or marked == "quick_gelu"
-    log.info("%s: %s", path, "QuickGELU" if quick else "GELU")
+    if not (marked or named_quick):
+        log.warning("%s is taken to be trained with GELU; if with QuickGELU, ask for %s-quickgelu", path, arch)
     return Checkpoint(arch, path.name, arch, path, config | {"quick_gelu": quick})
 
 
 def _from_folder(folder: Path) -> Checkpoint:
-    import json
-
+    if (folder / "config.json").is_file() and not (folder / "open_clip_config.json").is_file():
+        return _blip_folder(folder)
     try:
         config = json.loads((folder / "open_clip_config.json").read_text())
         names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -150,11 +165,103 @@ def _from_folder(folder: Path) -> Checkpoint:
             tuple(preprocess.get("mean", OPENAI_MEAN)),
             tuple(preprocess.get("std", OPENAI_STD)),
         )
-    except (OSError, ValueError, KeyError, StopIteration):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
         raise UserError(
             f"{folder} is not an OpenCLIP model folder; it must hold open_clip_config.json (with model_cfg) "
             "and open_clip_model.safetensors"
         ) from None
+
+
+def _blip_config(arch: str) -> dict:
+    width, layers, heads = {"BLIP-B": (768, 12, 12), "BLIP-L": (1024, 24, 16)}[arch]
+    vision = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    vision |= {"intermediate_size": 4 * width, "image_size": 384, "patch_size": 16}
+    # As BLIP was trained: transformers' defaults are an epsilon of 1e-5 and 8 text heads.
+    return {
+        "model_type": "blip",
+        "vision_config": vision | {"layer_norm_eps": 1e-6},
+        "text_config": {"num_attention_heads": 12},
+        "image_text_hidden_size": 256,
+    }
+
+
+def _blip(arch: str, pretrained: str) -> Checkpoint:
+    default = next(iter(BLIP[arch]))
+    path = Path(pretrained).expanduser()
+    name = path.absolute().name
+    if path.is_dir():
+        path = _blip_file(path)
+    if path.is_file():
+        return Checkpoint(arch, name, BLIP[arch][default], path, _blip_config(arch))
+    if path.suffix in (".safetensors", ".pt", ".pth", ".bin"):
+        raise UserError(f"weights file {pretrained} does not exist; give the path of a checkpoint or a tag")
+    tag = default if pretrained in ("openai", "auto") else pretrained  # what every other backbone starts from
+    if tag not in BLIP[arch]:
+        raise UserError(f"no weights {tag!r} for {arch}; known are {', '.join(BLIP[arch])}, or give a file")
+    repository = BLIP[arch][tag]
+    try:
+        path = _local_copy(arch, tag) or _hub_file(repository, *BLIP_FILES)
+    except Exception as error:  # the library raises whatever its transport raised
+        raise UserError(
+            f"the weights of {arch} {tag} ({repository}) could not be downloaded: give the path of a copy, or of the "
+            f"original checkpoint (model_{'base' if arch == 'BLIP-B' else 'large'}_retrieval_{tag}.pth), as "
+            f"--pretrained, or put it into a folder named by $CLEARCLIP_WEIGHTS as {arch}.{tag}.safetensors (or .pth), "
+            "or fill the hub's cache on a machine that reaches it"
+        ) from error
+    return Checkpoint(arch, tag, repository, path, _blip_config(arch))
+
+
+def _blip_folder(folder: Path) -> Checkpoint:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        preprocess = folder / "preprocessor_config.json"
+        preprocess = json.loads(preprocess.read_text()) if preprocess.is_file() else {}
+        if config["model_type"] != "blip":
+            raise ValueError(config["model_type"])
+        mean, std = preprocess.get("image_mean", OPENAI_MEAN), preprocess.get("image_std", OPENAI_STD)
+        path = _blip_file(folder)
+        return Checkpoint(folder.name, path.name, str(folder), path, config, tuple(mean), tuple(std))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{folder} is not a model folder that can be used; it must hold OpenCLIP's open_clip_config.json and "
+            'weights, or the config.json (of model_type "blip") and weights of a BLIP retrieval model'
+        ) from None
+
+
+def _blip_file(folder: Path) -> Path:
+    for name in BLIP_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder} holds no weights; transformers saves a BLIP model as {' or '.join(BLIP_FILES)}")
+
+
+def find_tokenizer(checkpoint: Checkpoint) -> Path:
+    """The folder with the tokenizer of a BLIP checkpoint: that of the weights, or the hub's copy.
+
+    Raises UserError where there is none.
+    """
+    folder = checkpoint.path.parent
+    if any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
+        return folder
+    try:
+        return _hub_file(checkpoint.model, "vocab.txt").parent
+    except Exception as error:  # as above
+        raise UserError(
+            f"the tokenizer of {checkpoint.arch} is missing: put the vocab.txt of bert-base-uncased beside "
+            f"{checkpoint.path}"
+        ) from error
+
+
+def _hub_file(repository: str, *names: str) -> Path:
+    """The first of these files that the repository, or the hub's cache of it, holds."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    _look_once()
+    for name in names[:-1]:
+        with contextlib.suppress(EntryNotFoundError):
+            return Path(hf_hub_download(repository, name))
+    return Path(hf_hub_download(repository, names[-1]))
 
 
 def _embedded(arch: str, config: dict) -> Checkpoint:
@@ -206,33 +313,38 @@ def _hub_answers(seconds: float = 3.0) -> bool:
 
 
 def _local_copy(arch: str, tag: str) -> Path | None:
-    """`<arch>.<tag>.safetensors` or `.pt` in the folders of `$CLEARCLIP_WEIGHTS`."""
+    """`<arch>.<tag>.safetensors`, `.pt` or `.pth` in the folders of `$CLEARCLIP_WEIGHTS`."""
     for folder in filter(None, os.environ.get("CLEARCLIP_WEIGHTS", "").split(os.pathsep)):
-        for suffix in (".safetensors", ".pt"):
+        for suffix in (".safetensors", ".pt", ".pth"):
             path = Path(folder).expanduser() / f"{arch}.{tag}{suffix}"
             if path.is_file():
                 return path
     return None
 
 
-def _download(arch: str, tag: str, known: dict) -> Path:
-    from open_clip.pretrained import download_pretrained
-
+def _look_once() -> None:
+    """Spare the user the hub library's minutes of retries where it does not answer; its cache is still read."""
     if not _hub_answers():
-        # One look instead of the library's minutes of retries; what its cache holds is still found.
         os.environ["HF_HUB_OFFLINE"] = "1"
         from huggingface_hub import constants
 
         constants.HF_HUB_OFFLINE = True
+
+
+def _download(arch: str, tag: str, known: dict) -> Path:
+    from open_clip.pretrained import download_pretrained
+
+    _look_once()
     try:
         return Path(download_pretrained(known))
     except Exception as error:  # the library raises whatever its transport raised
         source = known.get("hf_hub", "").strip("/") or known.get("url", "")
+        suffix = f" and {arch}-quickgelu as --backbone" if known.get("quick_gelu") else ""
         remedy = f", or use --pretrained {EMBEDDED}" if (arch, tag) == ("ViT-B-16", "openai") else ""
         raise UserError(
             f"the weights of {arch} {tag} ({source}) could not be downloaded: give the path of a copy as "
-            f"--pretrained, or put it into a folder named by $CLEARCLIP_WEIGHTS as {arch}.{tag}.safetensors (or "
-            f".pt), or fill the hub's cache on a machine that reaches it{remedy}"
+            f"--pretrained{suffix}, or put it into a folder named by $CLEARCLIP_WEIGHTS as {arch}.{tag}.safetensors "
+            f"(or .pt), or fill the hub's cache on a machine that reaches it{remedy}"
         ) from error
 
 
@@ -271,7 +383,8 @@ def load_state_dict(path: Path, prefix: str = "") -> dict:
                 names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
                 return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
         if _is_torchscript(path):
-            state = torch.jit.load(path, map_location="cpu").state_dict()
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # TorchScript is deprecated
+                state = torch.jit.load(path, map_location="cpu").state_dict()
         else:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         for wrapper in ("state_dict", "model"):
@@ -290,7 +403,8 @@ def content_hash(path: Path) -> str:
     status = path.stat()
     identity = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
     memo = cache_dir() / "hashes" / hashlib.sha256(identity.encode()).hexdigest()
-    if memo.is_file() and len(known := memo.read_text()) == 64:
+    known = memo.read_text(errors="replace") if memo.is_file() else ""
+    if re.fullmatch("[0-9a-f]{64}", known):
         return known
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
