@@ -7,7 +7,7 @@
 exists is kept, unless --overwrite is given.
 
 --classes 459 writes SegmentationClassContext459 instead: 16-bit PNGs with 0..458 for the release's ids 1..459
-and 65535, to be ignored, for unlabelled pixels.
+and 65535, to be ignored, for unlabelled pixels; and cls_context459.txt, the release's names in that order.
 """
 
 from pathlib import Path
@@ -130,6 +130,9 @@ def main():
             continue
         with atomic_write(path) as temporary:
             temporary.write_text("".join(f"{name}\n" for name in images[split] if targets[name].exists()))
+    if args.classes == 459:
+        with atomic_write(args.voc / "cls_context459.txt") as temporary:
+            temporary.write_text("".join(f"{name}\n" for name in sorted(names, key=names.get)))
     report(failures, len(jobs), args.voc / folder)
 
 

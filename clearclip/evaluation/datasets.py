@@ -1,13 +1,17 @@
-"""The two benchmarks MMSegmentation lacks, and a check that a benchmark is on the disk."""
+"""The benchmarks MMSegmentation lacks, and a check that a benchmark is on the disk."""
 
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 from mmengine.config import Config
 from mmseg.datasets import BaseSegDataset, COCOStuffDataset, PascalVOCDataset
-from mmseg.registry import DATASETS
+from mmseg.datasets.transforms import LoadAnnotations
+from mmseg.registry import DATASETS, TRANSFORMS
+from PIL import Image
 
 from clearclip.errors import UserError
+from clearclip.vocabulary import load_vocabulary
 
 
 @DATASETS.register_module()
@@ -33,17 +37,44 @@ class COCOObjectDataset(BaseSegDataset):
         super().__init__(seg_map_suffix=seg_map_suffix, **kwargs)
 
 
-def check_dataset(config: Config) -> None:
-    """Raise UserError, naming what is missing, unless all images and labels of the test set are there."""
+@DATASETS.register_module()
+class LargeVocabularyDataset(BaseSegDataset):
+    """Hundreds of classes, named by a class file in `data_root`, whose lines the labels index; 65535 is ignored."""
+
+    def __init__(self, class_file: str, data_root: str, ignore_index: int = 65535, **kwargs):
+        classes = load_vocabulary(Path(data_root) / class_file).classes
+        super().__init__(metainfo=dict(classes=classes), data_root=data_root, ignore_index=ignore_index, **kwargs)
+
+
+@TRANSFORMS.register_module()
+class LoadAnnotations16(LoadAnnotations):
+    """MMSeg's LoadAnnotations for label maps of 16 bits, of which that one keeps 8. Labels are taken as they stand."""
+
+    def _load_seg_map(self, results: dict) -> None:
+        path = results["seg_map_path"]
+        try:
+            with Image.open(path) as image:
+                labels = np.array(image)
+        except Exception as error:  # what a damaged file raises has no common base in Pillow
+            raise UserError(f"cannot read {path} ({error}); convert it again, see datasets/README.md") from error
+        if labels.ndim != 2 or labels.dtype.kind not in "ui":
+            raise UserError(f"{path} is not a map of labels, one integer a pixel; see datasets/README.md")
+        results["gt_seg_map"] = labels
+        results["seg_fields"].append("gt_seg_map")
+
+
+def check_dataset(config: Config) -> BaseSegDataset:
+    """The test set, not yet loaded. Raises UserError, naming what is missing, unless all its files are there."""
     settings = dict(config.test_dataloader.dataset)
     root = Path(settings["data_root"])
-    parts = [*settings["data_prefix"].values(), settings.get("ann_file", "")]
+    parts = [*settings["data_prefix"].values(), settings.get("ann_file", ""), settings.get("class_file", "")]
     _check_exist(config, [root, *(root / part for part in parts)])
     dataset = DATASETS.build({**settings, "pipeline": [], "lazy_init": True})
     samples = dataset.load_data_list()
     if not samples:
         raise _not_found(config, f"no image *{dataset.img_suffix} in {dataset.data_prefix['img_path']}")
     _check_exist(config, (sample[key] for sample in samples for key in ("img_path", "seg_map_path")))
+    return dataset
 
 
 def _check_exist(config, paths) -> None:

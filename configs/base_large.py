@@ -1,0 +1,16 @@
+# Hundreds of classes: label maps of 16 bits, where 255 is a class and 65535 is ignored.
+
+_base_ = "./base.py"
+
+test_dataloader = dict(
+    dataset=dict(
+        type="LargeVocabularyDataset",
+        pipeline=[
+            dict(type="LoadImageFromFile"),
+            dict(type="Resize", scale=(2048, 448), keep_ratio=True),
+            dict(type="LoadAnnotations16"),
+            dict(type="PackSegInputs"),
+        ],
+    ),
+)
+test_evaluator = dict(ignore_index=65535)
