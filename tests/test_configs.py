@@ -32,7 +32,7 @@ SETS = {
     "city_scapes": (19, 500, 0),
     "ade20k": (150, 2000, 1),
 }
-PATHS = sorted(CONFIGS / folder / f"cfg_{name}.py" for folder in ("", "sclip", "naclip") for name in SETS)
+PATHS = sorted(CONFIGS / folder / f"cfg_{name}.py" for folder in ("", "sclip", "naclip", "proxyclip") for name in SETS)
 
 # data set: an image and its label map below the data root
 FILES = {
@@ -79,8 +79,21 @@ PROTOCOLS = {
     ("naclip", "coco_stuff164k"): (336, 224, 112, 40, 0, 0, 23.3),
     ("naclip", "city_scapes"): (560, 224, 112, 40, 0, 0, 35.5),
     ("naclip", "ade20k"): (336, 224, 112, 40, 0, 0, 17.4),
+    ("proxyclip", "voc20"): (336, 336, 112, 40, 0, 0, 80.3),
+    ("proxyclip", "voc21"): (336, 336, 112, 40, 0.2, 0, 61.3),
+    ("proxyclip", "context59"): (336, 336, 112, 40, 0, 0, 39.1),
+    ("proxyclip", "context60"): (336, 336, 112, 40, 0.15, 0, 35.3),
+    ("proxyclip", "coco_object"): (336, 336, 112, 40, 0.25, 0, 37.5),
+    ("proxyclip", "coco_stuff164k"): (336, 336, 112, 40, 0, 0, 26.5),
+    ("proxyclip", "city_scapes"): (448, 224, 112, 40, 0, 0, 38.1),
+    ("proxyclip", "ade20k"): (448, 336, 112, 40, 0, 0, 20.2),
 }
-METHODS = {"clearclip": "ClearCLIP", "sclip": "SCLIP", "naclip": "NACLIP"}
+METHODS = {"clearclip": "ClearCLIP", "sclip": "SCLIP", "naclip": "NACLIP", "proxyclip": "ProxyCLIP"}
+ENGINEERED = {  # class files other than the plain ones
+    "sclip": ("sclip", ("voc20", "voc21", "coco_object")),
+    "naclip": ("sclip", ("voc20", "voc21", "coco_object")),
+    "proxyclip": ("proxyclip", ("voc21", "coco_object")),
+}
 
 
 def load(path):
@@ -132,8 +145,8 @@ def test_config(path, monkeypatch):
         area_threshold,
     )
 
-    engineered = protocol != "clearclip" and name in ("voc20", "voc21", "coco_object")
-    assert Path(model.vocabulary).resolve() == CONFIGS / ("sclip" if engineered else "") / f"cls_{name}.txt"
+    folder, engineered = ENGINEERED.get(protocol, ("", ()))
+    assert Path(model.vocabulary).resolve() == CONFIGS / (folder if name in engineered else "") / f"cls_{name}.txt"
     assert len(load_vocabulary(model.vocabulary)) == classes
 
     resize = {"type": "Resize", "scale": (2048, side), "keep_ratio": True}

@@ -122,6 +122,7 @@ BACKGROUND = (
     "sky, wall, tree, wood, grass, road, sea, river, mountain, sands, desk, bed, building, cloud, lamp, "
     "door, window, wardrobe, ceiling, shelf, curtain, stair, floor, hill, rail, fence"
 )
+OMITTED = ("lamp", "door", "window", "wardrobe", "ceiling", "shelf", "curtain", "stair", "fence")
 PERSON = (
     "person, person in shirt, person in jeans, person in dress, person in sweater, person in skirt, person in jacket"
 )
@@ -191,6 +192,12 @@ def test_class_files_follow_the_rules():
         "cls_voc20": renamed(plain["voc20"].classes, changes),
         "cls_voc21": renamed(plain["voc21"].classes, changes),
         "cls_coco_object": renamed(plain["coco_object"].classes, changes | {"person": PERSON + ", body"}),
+    }
+    proxy = {path.stem: load_vocabulary(path) for path in (CONFIGS / "proxyclip").glob("cls_*.txt")}
+    few = ", ".join(word for word in BACKGROUND.split(", ") if word not in OMITTED)
+    assert proxy == {
+        "cls_voc21": renamed(plain["voc21"].classes, {"background": BACKGROUND}),
+        "cls_coco_object": renamed(plain["coco_object"].classes, {"background": few}),
     }
 
 

@@ -29,8 +29,8 @@ class Method:
 
         h and w are the method's own patch grid.
         """
-        features = F.normalize(self.features(images), dim=-1)
-        return (features @ text.to(features).T).permute(0, 3, 1, 2).float()  # [B, Q, h, w]
+        features = F.normalize(self.features(images).float(), dim=-1)
+        return (features @ text.to(features).T).permute(0, 3, 1, 2)  # [B, Q, h, w]
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,18 @@ def parse_method(text: str) -> tuple[Entry, dict]:
         if not equals:
             raise UserError(f"method option {item!r} must be written key=value, as in {name}:residual=1")
         try:
-            options[key.strip()] = ast.literal_eval(value)
+            options[key.strip()] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
         except (ValueError, SyntaxError):
             options[key.strip()] = value
     return known[name.lower()], options
 
 
 def create_method(text: str, backbone: Backbone) -> Method:
-    """Build the method that `text` names, as `parse_method` reads it. Raises UserError for an unknown option."""
+    """Build the method that `text` names, as `parse_method` reads it. Raises UserError for a wrong option."""
     entry, options = parse_method(text)
     try:
         return entry.build(backbone, **entry.options | options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         known = ", ".join(sorted(entry.options)) or "none"
         raise UserError(f"method {text!r}: {error}; its options are {known}") from error
 

@@ -23,8 +23,10 @@ class FinalBlock(Method):
 
     def __init__(self, backbone: Backbone, attention: str = "qq", residual: float = 0.0, feed_forward: bool = False):
         super().__init__(backbone)
-        self.attention = Attention.parse(attention)
+        self.attention = Attention.parse(str(attention))
         self.residual = float(residual)
+        if feed_forward not in (True, False):
+            raise ValueError(f"feed_forward must be True or False, not {feed_forward!r}")
         self.feed_forward = bool(feed_forward)
 
     def features(self, images: Tensor) -> Tensor:

@@ -1,0 +1,20 @@
+_base_ = "../cfg_coco_object.py"
+_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
+
+model = dict(
+    method="ProxyCLIP",
+    vocabulary="{{ fileDirname }}/cls_coco_object.txt",
+    crop=336,
+    stride=112,
+    temperature=40.0,
+    threshold=0.25,
+)
+
+benchmark = dict(
+    protocol="proxyclip",
+    published={"_delete_": True, "ViT-B-16": {"ProxyCLIP": 37.5, "ProxyCLIP:vfm=dino_vitb16": 36.2}},
+    source={
+        "ProxyCLIP": "ProxyCLIP paper (ECCV 2024)",
+        "ProxyCLIP:vfm=dino_vitb16": "third-party table (RF-CLIP, AAAI 2026)",
+    },
+)

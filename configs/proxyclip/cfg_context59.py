@@ -1,0 +1,13 @@
+_base_ = "../cfg_context59.py"
+_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
+
+model = dict(method="ProxyCLIP", crop=336, stride=112, temperature=40.0)
+
+benchmark = dict(
+    protocol="proxyclip",
+    published={"_delete_": True, "ViT-B-16": {"ProxyCLIP": 39.1, "ProxyCLIP:vfm=dino_vitb16": 38.8}},
+    source={
+        "ProxyCLIP": "ProxyCLIP paper (ECCV 2024)",
+        "ProxyCLIP:vfm=dino_vitb16": "third-party table (RF-CLIP, AAAI 2026)",
+    },
+)
