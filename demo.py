@@ -9,12 +9,12 @@ from pathlib import Path
 from clearclip.errors import UserError, program
 
 SAMPLE = Path(__file__).parent / "datasets" / "sanity" / "images" / "horses.jpg"
-SAMPLE_NAMES = ["horse", "grass, meadow", "sky", "tree, forest"]
+SAMPLE_NAMES = ["sky", "horse", "grass, meadow", "tree, forest"]
 
 
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description="Segment pictures into anything that you can name.")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures (default: a sample photograph)")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures (default: a sample, CLIP beside it)")
     parser.add_argument("--names", nargs="+", metavar="NAME", help='what to look for; synonyms as "grass, lawn"')
     parser.add_argument("--classes", metavar="FILE", help="the same from a file, one class a line")
     parser.add_argument("--method", default="ClearCLIP", help="see --list; options as in ClearCLIP:attention=kk")
@@ -70,10 +70,11 @@ def main(argv=None):
     else:
         vocabulary = Vocabulary.of(arguments.names or SAMPLE_NAMES)
     paths = [Path(image) for image in arguments.images or [SAMPLE]]
+    compare = arguments.compare or ([] if arguments.images else ["CLIP"])
     images = [read_image(path) for path in paths]  # a damaged one should not wait for the weights
 
     backbone, segmenters = arguments.backbone, {}
-    for method in dict.fromkeys([*arguments.compare, arguments.method]):
+    for method in dict.fromkeys([*compare, arguments.method]):
         segmenters[method] = Segmenter(
             method,
             backbone,
@@ -92,7 +93,7 @@ def main(argv=None):
         seconds = time.perf_counter() - start
         labels = results[arguments.method].labels
         pictures = {method: overlay(image, result.labels, result.names) for method, result in results.items()}
-        if arguments.compare:
+        if compare:
             picture = sheet([[("photograph", image), *pictures.items()]])
         else:
             picture = pictures[arguments.method]

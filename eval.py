@@ -2,6 +2,8 @@
 """Evaluate one benchmark: `python eval.py configs/cfg_voc20.py --method ClearCLIP`."""
 
 import argparse
+import os
+import time
 
 from clearclip.errors import UserError, program
 
@@ -43,9 +45,8 @@ def config_options(pairs: list[str]) -> dict:
     return options
 
 
-@program
-def main(argv=None):
-    arguments = parse_arguments(argv)
+def run(arguments) -> None:
+    overrides = config_options(arguments.cfg_options)
     from clearclip.evaluation.results import append_results, as_text, table
     from clearclip.evaluation.run import default_work_dir, evaluate, load_config
 
@@ -55,7 +56,7 @@ def main(argv=None):
         pretrained=arguments.pretrained,
         text_embeddings=arguments.text_embeddings,
     )
-    config = load_config(arguments.config, model, config_options(arguments.cfg_options))
+    config = load_config(arguments.config, model, overrides)
     work_dir = arguments.work_dir or default_work_dir(config)
     result = evaluate(config, work_dir, arguments.show_dir, arguments.launcher)
     if result is None:  # another rank reports
@@ -64,6 +65,17 @@ def main(argv=None):
     print(f"aAcc {result['aAcc']:.2f}, {result['images_per_second']:.2f} images/s; {work_dir}/result.json")
     append_results([result], arguments.results, saved_at=f"{work_dir}/result.json")
     print(f"appended to {arguments.results}")
+
+
+@program
+def main(argv=None):
+    arguments = parse_arguments(argv)
+    try:
+        run(arguments)
+    except UserError:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(20)  # rank 0 finds the same and says so; its end stops this process
+        raise
 
 
 if __name__ == "__main__":

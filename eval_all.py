@@ -3,9 +3,11 @@
 
 import argparse
 import sys
+from itertools import product
 from pathlib import Path
 
 from clearclip.errors import UserError, program
+from clearclip.paths import atomic_write
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -39,48 +41,57 @@ def config_path(dataset: str, protocol: str) -> Path:
 @program
 def main(argv=None):
     arguments = parse_arguments(argv)
-    from clearclip.evaluation.datasets import check_dataset
-    from clearclip.evaluation.results import DATASETS, append_results, as_markdown, as_text, table
-    from clearclip.evaluation.run import default_work_dir, evaluate, load_config
-    from clearclip.methods import parse_method
     from eval import config_options
 
     overrides = config_options(arguments.cfg_options)
-    paths = [config_path(dataset, arguments.protocol) for dataset in arguments.datasets or DATASETS]
+    from clearclip.evaluation.datasets import check_dataset
+    from clearclip.evaluation.results import DATASETS, append_results, as_markdown, as_text, table
+    from clearclip.evaluation.run import default_work_dir, evaluate, find_backbone, load_config
+    from clearclip.methods import parse_method
+
     for method in arguments.methods:
         parse_method(method)  # a misspelt name should not wait for the runs before it
-    results, missing, failed = [], {}, []
+    paths, missing = [], []
+    for dataset in arguments.datasets or DATASETS:
+        path = str(config_path(dataset, arguments.protocol))
+        config = load_config(path, overrides=overrides)
+        try:
+            check_dataset(config)
+            paths.append(path)
+        except UserError as error:
+            missing.append(error)
+    results, failed = [], []
     for backbone in arguments.backbones:
-        for path in paths:
-            for method in arguments.methods:
-                model = dict(method=method, backbone=backbone, pretrained=arguments.pretrained)
-                config = load_config(str(path), model, overrides)
-                dataset = config.benchmark.name
-                if arguments.text_embeddings:
-                    config.model.text_embeddings = arguments.text_embeddings.format(dataset=dataset)
-                try:
-                    check_dataset(config)
-                except UserError as error:
-                    missing[dataset] = str(error)
-                    break
-                print(f"{dataset}: {method}, {backbone}", file=sys.stderr)
-                try:
-                    result = evaluate(config)
-                    results.append(result)
-                    append_results([result], arguments.results, saved_at=f"{default_work_dir(config)}/result.json")
-                except UserError as error:
-                    failed.append(f"{dataset}, {method}, {backbone}: {error}")
-                    print(f"error: {failed[-1]}", file=sys.stderr)
+        for path, method in product(paths, arguments.methods):
+            model = dict(method=method, backbone=backbone, pretrained=arguments.pretrained)
+            config = load_config(path, model, overrides)
+            dataset = config.benchmark.name
+            if arguments.text_embeddings:
+                config.model.text_embeddings = arguments.text_embeddings.replace("{dataset}", dataset)
+            try:
+                find_backbone(config)
+            except UserError as error:
+                failed.append(backbone)
+                print(f"error: {error}", file=sys.stderr)
+                break
+            print(f"{dataset}: {method}, {backbone}", file=sys.stderr)
+            try:
+                results.append(evaluate(config))
+                append_results(results[-1:], arguments.results, saved_at=f"{default_work_dir(config)}/result.json")
+            except UserError as error:
+                failed.append(f"{dataset}: {method}, {backbone}")
+                print(f"error: {error}", file=sys.stderr)
     if results:
         rows = table(results)
         print(as_text(rows))
-        print(f"appended to {arguments.results}")
+        print(f"results in {arguments.results}")
         if arguments.markdown:
-            Path(arguments.markdown).write_text(as_markdown(rows) + "\n", encoding="utf-8")
-    for message in missing.values():
-        print(f"missing: {message}", file=sys.stderr)
-    for message in failed:
-        print(f"failed: {message}", file=sys.stderr)
+            with atomic_write(arguments.markdown) as temporary:
+                temporary.write_text(as_markdown(rows) + "\n", encoding="utf-8")
+    for error in missing:
+        print(f"missing: {error}", file=sys.stderr)
+    for run in failed:
+        print(f"failed: {run}", file=sys.stderr)
     if failed or not results:
         raise SystemExit(2)
 

@@ -1,11 +1,14 @@
 """From a benchmark config to a result: what eval.py and eval_all.py share."""
 
 import functools
+import inspect
 import os
 import platform
+import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
+from pprint import pformat
 
 import torch
 from mmengine.config import Config
@@ -19,26 +22,54 @@ from clearclip.evaluation.datasets import check_dataset
 from clearclip.evaluation.results import Result, write_result
 from clearclip.evaluation.segmentor import OpenVocabSegmentor
 from clearclip.methods import parse_method
+from clearclip.paths import atomic_write
+from clearclip.segmenter import Segmenter
+from clearclip.vocabulary import load_vocabulary
 from clearclip.weights import EMBEDDED
+
+NUMBERS = ("crop", "stride", "temperature", "threshold", "area_threshold")
+REQUIRED = {"method", "backbone", "pretrained", "vocabulary", *NUMBERS}
 
 
 def load_config(path: str, model: dict | None = None, overrides: dict | None = None) -> Config:
     """Read a benchmark config; `model` settings that are not None and then `overrides` (dotted keys) win.
 
-    Raises UserError for a file that is missing or is no benchmark config.
+    Raises UserError for a file that is missing or is no benchmark config, and for a setting that cannot be.
     """
     if not Path(path).is_file():
         raise UserError(f"config {path} does not exist; configs/ holds one file a benchmark")
+    # MMEngine puts the variable into the config as it stands: unexpanded, and empty where it is set to nothing.
+    os.environ["CLEARCLIP_DATA"] = Path(os.environ.get("CLEARCLIP_DATA") or "data").expanduser().as_posix()
     try:
         config = Config.fromfile(path)
-        config.merge_from_dict({f"model.{k}": v for k, v in (model or {}).items() if v is not None})
-        config.merge_from_dict(overrides or {})
-        config.benchmark.name, config.model.vocabulary, config.test_dataloader.dataset  # noqa: B018
-    except UserError:
-        raise
-    except (AttributeError, KeyError, TypeError, SyntaxError, ValueError, OSError, ImportError) as error:
+        config.benchmark.name, config.benchmark.protocol, config.test_dataloader.dataset.data_root  # noqa: B018
+    except Exception as error:  # a config is Python and may raise anything
         raise UserError(f"{path} is no benchmark config ({error}); see configs/README.md for the keys") from error
+    config.merge_from_dict({f"model.{k}": v for k, v in (model or {}).items() if v is not None})
+    try:
+        config.merge_from_dict(overrides or {})
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f"--cfg-options do not fit {path}: {error}") from error
+    _check_settings(config)
+    entry, _ = parse_method(config.model.method)
+    config.model.method = entry.name + config.model.method[len(entry.name) :]  # "clearclip" is ClearCLIP in tables
     return config
+
+
+def _check_settings(config: Config) -> None:
+    settings = {key: value for key, value in config.model.items() if key != "type"}
+    known = {"vocabulary", *inspect.signature(Segmenter).parameters} - {"short_side"}  # the pipeline resizes
+    for key in sorted(settings.keys() - known):
+        raise UserError(f"{config.filename}: no setting model.{key}; there are {', '.join(sorted(known))}")
+    for key in sorted(REQUIRED):
+        if settings.get(key) is None:
+            raise UserError(f"{config.filename}: model.{key} is missing; see configs/README.md for the keys")
+    for key in NUMBERS:
+        if not isinstance(settings[key], int | float) or settings[key] < 0:
+            raise UserError(f"{config.filename}: model.{key} must be a number from 0 on, not {settings[key]!r}")
+    batch_size = config.test_dataloader.get("batch_size")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"{config.filename}: test_dataloader.batch_size must be 1 or more, not {batch_size!r}")
 
 
 def resize_scale(config: Config) -> int:
@@ -50,19 +81,28 @@ def resize_scale(config: Config) -> int:
 def default_work_dir(config: Config) -> Path:
     """`work_dirs/<protocol>/<data set>/<method>_<backbone>_<weights>`."""
     model, benchmark = config.model, config.benchmark
-    name = "_".join((model.method, model.backbone, Path(model.pretrained).name))
+    weights = [] if ":" in model.backbone else [Path(model.pretrained).name]  # "arch:tag" has them already
+    name = "_".join([model.method, model.backbone, *weights])
     safe = "".join(character if character.isalnum() or character in "._-+=," else "-" for character in name)
     return Path("work_dirs") / benchmark.protocol / benchmark.name / safe
 
 
+def find_backbone(config: Config) -> Backbone:
+    """The backbone a config asks for. The one of the last call is kept: consecutive runs load it once."""
+    model = config.model
+    return _backbone(model.backbone, model.pretrained, model.get("device", "auto"), model.get("precision", "auto"))
+
+
 @functools.lru_cache(maxsize=1)
-def _backbone(name: str, pretrained: str, precision: str) -> Backbone:
-    return load_backbone(name, pretrained, precision=precision)
+def _backbone(name: str, pretrained: str, device: str, precision: str) -> Backbone:
+    return load_backbone(name, pretrained, device, precision)
 
 
 def _join_processes(launcher: str) -> None:
-    if launcher == "none" or torch.distributed.is_initialized():
+    if launcher == "none":
         return
+    if launcher == "pytorch" and "RANK" not in os.environ:
+        raise UserError("launcher pytorch needs torchrun's environment; start with dist_test.sh")
     if torch.cuda.is_available():
         init_dist(launcher)
     elif launcher == "pytorch":  # MMEngine's own start would pick a CUDA device for each process
@@ -74,42 +114,55 @@ def _join_processes(launcher: str) -> None:
 def evaluate(
     config: Config, work_dir: str | Path | None = None, show_dir: str | Path | None = None, launcher: str = "none"
 ) -> Result | None:
-    """Run one benchmark and write `result.json` into its work dir. Returns the result, on rank 0 only.
+    """Run one benchmark, write `result.json` and the full `config.py` into its work dir. Returns the result.
 
-    Consecutive calls with the same backbone load it once. Raises UserError for data, weights or names that are
-    not there, before anything slow is done.
+    With a `launcher`, rank 0 alone writes and returns it; the others return None. Consecutive calls with the same
+    backbone load it once. Raises UserError for data, weights or names that are not there, before anything slow is
+    done.
     """
-    check_dataset(config)
-    settings = {key: value for key, value in config.model.items() if key != "type"}
-    parse_method(settings["method"])
+    classes = check_dataset(config).metainfo.get("classes", ())
+    vocabulary = load_vocabulary(config.model.vocabulary)
+    if len(vocabulary) != len(classes):
+        raise UserError(
+            f"class file {config.model.vocabulary} has {len(vocabulary)} classes, data set {config.benchmark.name} has "
+            f"{len(classes)}; write one line for each"
+        )
     _join_processes(launcher)
-    backbone = _backbone(settings["backbone"], settings.pop("pretrained"), settings.get("precision", "auto"))
-    segmentor = OpenVocabSegmentor(**settings | {"backbone": backbone})
+    settings = {key: value for key, value in config.model.items() if key != "type"}
+    segmentor = OpenVocabSegmentor(**settings | {"backbone": find_backbone(config)})
 
-    work_dir = Path(work_dir or default_work_dir(config))
-    runner = Runner(
-        model=segmentor,
-        work_dir=str(work_dir),
-        test_dataloader=config.test_dataloader,
-        test_evaluator=config.test_evaluator,
-        test_cfg=config.test_cfg,
-        default_hooks=config.default_hooks,
-        custom_hooks=[dict(type="SaveOverlayHook", folder=str(show_dir))] if show_dir else None,
-        env_cfg=config.env_cfg,
-        log_level=config.log_level,
-        visualizer=config.visualizer,
-        launcher=launcher,
-        default_scope=config.default_scope,
-        experiment_name=config.benchmark.name,
-        cfg=dict(model_wrapper_cfg=dict(type="Unwrapped")),
-    )
-    start = time.perf_counter()
-    metrics = runner.test()
-    seconds = time.perf_counter() - start
-    if not is_main_process():
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        runner = Runner(
+            model=segmentor,
+            work_dir=scratch,  # MMEngine would leave a folder with an empty log for each run
+            test_dataloader=config.test_dataloader,
+            test_evaluator=config.test_evaluator,
+            test_cfg=config.test_cfg,
+            default_hooks=config.default_hooks,
+            custom_hooks=[dict(type="SaveOverlayHook", folder=str(show_dir))] if show_dir else None,
+            env_cfg=config.env_cfg,
+            log_level=config.log_level,
+            visualizer=dict(config.visualizer),  # a copy, for the runner writes into it
+            launcher=launcher,
+            default_scope=config.default_scope,
+            experiment_name=Path(scratch).name,  # MMEngine wants no two runs of one name
+            cfg=dict(model_wrapper_cfg=dict(type="Unwrapped")),
+        )
+        images = len(runner.test_loop.dataloader.dataset)  # builds both, outside of what is timed
+        start = time.perf_counter()
+        metrics = runner.test()
+        seconds = time.perf_counter() - start
+    main_process = is_main_process()
+    if launcher != "none":
+        torch.distributed.destroy_process_group()
+    if not main_process:
         return None
-    record = _record(config, segmentor, metrics, len(runner.test_dataloader.dataset), seconds)
+    record = _record(config, segmentor, metrics, images, seconds)
+    work_dir = Path(work_dir or default_work_dir(config))
     write_result(record, work_dir)
+    with atomic_write(work_dir / "config.py") as temporary:  # MMEngine's own dump formats it, for seconds
+        text = "".join(f"{key} = {pformat(value, width=110)}\n" for key, value in config.to_dict().items())
+        temporary.write_text(text, encoding="utf-8")
     return record
 
 

@@ -1,5 +1,6 @@
 """`Segmenter` as an MMSegmentation segmentor, with its metric and a hook that saves what it saw."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -68,6 +69,16 @@ class ClassIoUMetric(IoUMetric):
     """
 
     default_prefix = ""
+
+    def __init__(self, collect_device="gpu", **kwargs):
+        # "gpu" means: through the process group, GPU or not; "cpu" leaves a folder of pickles where we stand.
+        super().__init__(collect_device=collect_device, **kwargs)
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        for sample in data_samples:
+            # MMSeg casts the ground truth to the prediction's type, which must hold the ignored label too.
+            sample["pred_sem_seg"]["data"] = sample["pred_sem_seg"]["data"].int()
+        super().process(data_batch, data_samples)
 
     def compute_metrics(self, results: list) -> dict:
         areas = [torch.stack(part).long().sum(dim=0).double() for part in zip(*results)]
