@@ -48,9 +48,10 @@ def main(argv=None):
     from clearclip.evaluation.results import DATASETS, append_results, as_markdown, as_text, table
     from clearclip.evaluation.run import default_work_dir, evaluate, find_backbone, load_config
     from clearclip.methods import parse_method
+    from clearclip.refine import split_refinement
 
     for method in arguments.methods:
-        parse_method(method)  # a misspelt name should not wait for the runs before it
+        parse_method(split_refinement(method)[0])  # a misspelt name should not wait for the runs before it
     paths, missing = [], []
     for dataset in arguments.datasets or DATASETS:
         path = str(config_path(dataset, arguments.protocol))

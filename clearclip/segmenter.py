@@ -15,6 +15,7 @@ from clearclip.backbone import Backbone, load_backbone
 from clearclip.decode import Decoder
 from clearclip.errors import UserError
 from clearclip.methods import Method, create_method
+from clearclip.refine import split_refinement
 from clearclip.text import TextEmbeddings, embed_names
 from clearclip.vocabulary import Vocabulary
 
@@ -48,7 +49,8 @@ class Segmenter:
         segmenter = Segmenter(method="ClearCLIP", backbone="ViT-B-16", pretrained="openai")
         labels = segmenter("cat.jpg", ["cat", "grass, lawn"]).labels  # [H, W], 0 is cat
 
-    `method` is a name of `list_methods()`, with options as in "ClearCLIP:attention=kk", or a `Method`;
+    `method` is a name of `list_methods()`, with options as in "ClearCLIP:attention=kk", or a `Method`; "+PAMR" after
+    it refines the scores by the image at its original size, at the price of holding all of them at that size;
     `backbone` and `pretrained` are as `clearclip.weights.find_checkpoint` reads them, or a loaded `Backbone`.
     Images are resized to `short_side` pixels (0 keeps their size) and cut into windows of `crop` pixels every
     `stride` (`crop` 0: the whole image). `temperature`, `threshold` and `area_threshold` are those of
@@ -78,12 +80,16 @@ class Segmenter:
     ):
         if crop and not 0 < stride <= crop:
             raise UserError(f"stride {stride} must be between 1 and the crop, {crop}: else pixels are left out")
+        self.refine = None
         if isinstance(method, Method):
             backbone = method.backbone
         elif not isinstance(backbone, Backbone):
             backbone = load_backbone(backbone, pretrained, device, precision)
         self.backbone = backbone
-        self.method = method if isinstance(method, Method) else create_method(method, backbone)
+        if isinstance(method, str):
+            method, self.refine = split_refinement(method)
+            method = create_method(method, backbone)
+        self.method = method
         self.device = backbone.device
         self.templates = templates
         if text_embeddings is not None and not isinstance(text_embeddings, TextEmbeddings):
@@ -110,15 +116,14 @@ class Segmenter:
         queries = self.queries(names if isinstance(names, Vocabulary) else Vocabulary.of(names))
         resized = [torch.from_numpy(resize_short(array, self.short_side)).permute(2, 0, 1) for array in arrays]
         results = []
-        for array, image, (tiled, plan, grid) in zip(arrays, resized, self.score(resized, queries)):
-            shape = array.shape[:2]
-            operators = windows.stitch_operators(plan, grid, shape, self.device)
-            decoder = self.decoder(queries)
+        decoder = self.decoder(queries)
+        for array, image, scored in zip(arrays, resized, self.score(resized, queries)):
+            maps = self.maps(image, array.shape[:2], *scored)
             results.append(
                 Segmentation(
-                    decoder.labels(tiled, *operators).cpu().numpy(),
+                    decoder.labels(*maps).cpu().numpy(),
                     queries.names,
-                    decoder.probabilities(tiled, *operators).cpu().numpy() if scores else None,
+                    decoder.probabilities(*maps).cpu().numpy() if scores else None,
                     self.features(image).cpu().numpy() if features else None,
                 )
             )
@@ -140,9 +145,21 @@ class Segmenter:
         """Resized RGB images [3, h, w], uint8, to labels [H, W] at the given original shapes, on the device."""
         decoder = self.decoder(queries)
         return [
-            decoder.labels(tiled, *windows.stitch_operators(plan, grid, tuple(shape), self.device))
-            for shape, (tiled, plan, grid) in zip(shapes, self.score(images, queries))
+            decoder.labels(*self.maps(image, tuple(shape), *scored))
+            for image, shape, scored in zip(images, shapes, self.score(images, queries))
         ]
+
+    @torch.inference_mode()
+    def maps(
+        self, image: Tensor, shape: tuple[int, int], tiled: Tensor, plan: windows.Plan, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the decoder reads for an output of `shape` (H, W): scores [Q, a, b], operators [H, a] and [W, b]."""
+        rows, columns = windows.stitch_operators(plan, grid, shape, self.device)
+        if self.refine is None:
+            return tiled, rows, columns
+        pixels = F.interpolate(self.normalise(image)[None], size=shape, mode="bilinear")[0]  # [3, H, W]
+        refined = self.refine(pixels, rows @ tiled @ columns.T)  # [Q, H, W]
+        return refined, *(torch.eye(side, device=self.device) for side in shape)
 
     @torch.inference_mode()
     def score(self, images: Sequence[Tensor], queries: Queries) -> list[tuple[Tensor, windows.Plan, tuple[int, int]]]:
@@ -196,16 +213,19 @@ class Segmenter:
 def load_segmenter(config: str | Path, **overrides) -> Segmenter:
     """A `Segmenter` with the settings of a benchmark config, as eval.py would use it; `overrides` win.
 
-    Class names and data set are not part of a segmenter: give names when calling it.
+    Class names and data set are not part of a segmenter: give names when calling it. Raises UserError for a
+    file that is missing or is no benchmark config, and where `Segmenter` does.
     """
     from mmengine.config import Config
 
+    if not Path(config).is_file():
+        raise UserError(f"config {config} does not exist; configs/ holds one file a benchmark")
     try:
         loaded = Config.fromfile(config, import_custom_modules=False)
-    except FileNotFoundError:
-        raise UserError(f"config {config} does not exist; configs/ holds one file a benchmark") from None
-    settings = {key: value for key, value in loaded.model.items() if key not in ("type", "vocabulary")}
-    resize = next(step for step in loaded.test_dataloader.dataset.pipeline if step["type"] == "Resize")
+        settings = {key: value for key, value in loaded.model.items() if key not in ("type", "vocabulary")}
+        resize = next(step for step in loaded.test_dataloader.dataset.pipeline if step["type"] == "Resize")
+    except (AttributeError, KeyError, TypeError, SyntaxError, ValueError, OSError, StopIteration) as error:
+        raise UserError(f"{config} is no benchmark config ({error}); see configs/README.md for the keys") from error
     return Segmenter(**{"short_side": min(resize["scale"])} | settings | overrides)
 
 
@@ -218,12 +238,15 @@ def read_image(image) -> np.ndarray:
         return _read_file(Path(image))
     if isinstance(image, Tensor):
         array = image.detach().cpu()
+        array = array.float() if array.is_floating_point() else array  # NumPy has no bfloat16
         array = (array.permute(1, 2, 0) if array.ndim == 3 else array).numpy()
     elif isinstance(image, np.ndarray):
         array = image
-    else:  # PIL
-        from PIL import ImageOps
+    else:
+        from PIL import Image, ImageOps
 
+        if not isinstance(image, Image.Image):
+            raise UserError(f"an image must be a path, a PIL image, an array or a tensor, not {type(image).__name__}")
         array = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if np.issubdtype(array.dtype, np.floating):
         if not (np.isfinite(array).all() and array.min(initial=0) >= 0 and array.max(initial=0) <= 1):
@@ -244,9 +267,11 @@ def _read_file(path: Path) -> np.ndarray:
 
     try:
         encoded = np.frombuffer(path.read_bytes(), np.uint8)
+        bgr = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if len(encoded) else None
     except OSError as error:
         raise UserError(f"cannot read image {path}: {error.strerror}; give the path of a picture") from None
-    bgr = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if len(encoded) else None
+    except cv2.error:  # a header that promises too much
+        bgr = None
     if bgr is None:
         raise UserError(f"{path} is not a picture that OpenCV can decode; convert it to JPEG or PNG")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)

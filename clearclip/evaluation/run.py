@@ -23,6 +23,7 @@ from clearclip.evaluation.results import Result, write_result
 from clearclip.evaluation.segmentor import OpenVocabSegmentor
 from clearclip.methods import parse_method
 from clearclip.paths import atomic_write
+from clearclip.refine import split_refinement
 from clearclip.segmenter import Segmenter
 from clearclip.vocabulary import load_vocabulary
 from clearclip.weights import EMBEDDED
@@ -51,7 +52,7 @@ def load_config(path: str, model: dict | None = None, overrides: dict | None = N
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"--cfg-options do not fit {path}: {error}") from error
     _check_settings(config)
-    entry, _ = parse_method(config.model.method)
+    entry, _ = parse_method(split_refinement(config.model.method)[0])
     config.model.method = entry.name + config.model.method[len(entry.name) :]  # "clearclip" is ClearCLIP in tables
     return config
 
