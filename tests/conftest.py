@@ -1,0 +1,69 @@
+"""What several test files share: a tiny CLIP whose image tower is that of the golden files."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
+
+import pytest
+import torch
+from hypothesis import settings
+from safetensors.torch import load_file, save_file
+
+GOLDEN = Path(__file__).parent / "golden"
+TINY_CONFIG = {
+    "embed_dim": 48,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "layers": 6, "head_width": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+settings.register_profile("clearclip", derandomize=True, deadline=None, max_examples=50, database=None)
+settings.load_profile("clearclip")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch, tmp_path_factory):
+    """No test sees the user's caches, weights, data or network."""
+    monkeypatch.setenv("CLEARCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("CLEARCLIP_WEIGHTS", raising=False)
+    monkeypatch.delenv("CLEARCLIP_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """`golden(name)`: the tensors of tests/golden/<name>.safetensors by key."""
+    return lambda name: load_file(GOLDEN / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_state():
+    """Weights of a tiny CLIP in OpenCLIP's keys: the golden image tower and a random text tower."""
+    import open_clip
+
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**TINY_CONFIG)
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("visual.") and k != "attn_mask"}
+    vision = load_file(GOLDEN / "tiny_vit.safetensors")
+    return state | {f"visual.{key}": value for key, value in vision.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, tiny_state):
+    """The tiny CLIP as an OpenCLIP model folder: load it as the backbone `local-dir:<tiny_folder>`."""
+    folder = tmp_path_factory.mktemp("tiny")
+    save_file({key: value.contiguous() for key, value in tiny_state.items()}, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CONFIG}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tiny_folder):
+    """The tiny CLIP, float32 on the CPU. It is shared: do not change it."""
+    from clearclip.backbone import load_backbone
+
+    return load_backbone(f"local-dir:{tiny_folder}", device="cpu", precision="fp32")

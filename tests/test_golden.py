@@ -1,0 +1,105 @@
+"""Agreement with the reference numbers of independent implementations (tests/golden/README.md)."""
+
+import json
+
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors import safe_open
+
+from clearclip.backbone import load_backbone, resize_position_embedding
+from clearclip.methods import create_method
+from clearclip.segmenter import Queries, Segmenter
+
+
+def keys(name, prefix=""):
+    with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
+        return sorted(key for key in file.keys() if key.startswith(prefix))  # noqa: SIM118
+
+
+def assert_near(actual, expected):
+    """To 1e-4 of the largest value."""
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("key", keys("features", "final_block/"))
+def test_final_block(key, golden, tiny_backbone):
+    _, attention, variant, image = key.split("/")
+    kept = variant == "residual_ffn"
+    method = create_method(f"ClearCLIP:attention={attention},residual={int(kept)},feed_forward={kept}", tiny_backbone)
+    images, expected = golden("inputs")[image], golden("features")[key]  # expected [B, N, 48]
+    for batch in (slice(None), slice(0, 1), slice(-1, None)):
+        with torch.inference_mode():
+            assert_near(method.features(images[batch]).flatten(1, 2), expected[batch])
+
+
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [
+        ("CLIP", "qk/residual_ffn"),
+        ("MaskCLIP", "identity/plain"),
+        ("SCLIP", "qq+kk/residual_ffn"),
+        ("NACLIP", "kk+gaussian5/plain"),
+        ("ClearCLIP", "qq/plain"),
+    ],
+)
+def test_methods_are_points_of_the_grid(method, key, golden, tiny_backbone):
+    with torch.inference_mode():
+        features = create_method(method, tiny_backbone).features(golden("inputs")["image_64x96"])
+    assert_near(features.flatten(1, 2), golden("features")[f"final_block/{key}/image_64x96"])
+
+
+@pytest.mark.parametrize("key", keys("features", "pos_embed/"))
+def test_position_embedding(key, golden, tiny_backbone):
+    height, width = map(int, key.removeprefix("pos_embed/image_").split("x"))
+    resized = resize_position_embedding(tiny_backbone.visual.positional_embedding, (height // 16, width // 16))
+    assert_near(resized, golden("features")[key])
+
+
+DISTINCT, SYNONYMS = (0, 1, 2, 3, 4, 5, 6), (0, 0, 1, 2, 2, 3, 4)
+PIPELINES = {  # name: input, crop, stride, classes of the queries, temperature, threshold, method
+    "whole.112x160.ori150x213.q7": ("image_112x160", 0, 0, DISTINCT, 50, 0, "ClearCLIP"),
+    "slide64_32.112x160.ori150x213.q7": ("image_112x160", 64, 32, DISTINCT, 50, 0, "ClearCLIP"),
+    "slide64_32.112x160.ori150x213.synonyms": ("image_112x160", 64, 32, SYNONYMS, 50, 0, "ClearCLIP"),
+    "slide64_32.112x160.ori150x213.threshold": ("image_112x160", 64, 32, SYNONYMS, 20, 0.6, "ClearCLIP"),
+    "slide96_48.224x336.ori200x300.sclip": ("image_224x336", 96, 48, DISTINCT, 40, 0.3, "SCLIP"),
+    "slide448_224.80x48.small": ("image_80x48", 448, 224, DISTINCT, 50, 0, "ClearCLIP"),
+    "slide64_32.odd_75x101.pad": ("image_112x160", 64, 32, DISTINCT, 50, 0, "ClearCLIP"),
+}
+
+
+@pytest.fixture(scope="session")
+def plain_backbone(tiny_folder, tmp_path_factory):
+    """The tiny model for images that are normalised already: mean 0 and standard deviation 1/255 of RGB in 0..1."""
+    folder = tmp_path_factory.mktemp("plain")
+    (folder / "open_clip_model.safetensors").symlink_to(tiny_folder / "open_clip_model.safetensors")
+    config = json.loads((tiny_folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"] = {"mean": [0.0] * 3, "std": [1 / 255] * 3}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return load_backbone(f"local-dir:{folder}", device="cpu", precision="fp32")
+
+
+def test_every_pipeline_is_listed():
+    assert {key.split("/")[0] for key in keys("pipeline")} == set(PIPELINES)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_pipeline(name, golden, plain_backbone):
+    from clearclip.windows import stitch_operators
+
+    source, crop, stride, query_class, temperature, threshold, method = PIPELINES[name]
+    image, text = golden("inputs")[source][0], golden("inputs")["text"]
+    if "odd" in name:
+        image = image[:, :75, :50]
+    labels, probabilities = (golden("pipeline")[f"{name}/{what}"] for what in ("labels", "probabilities"))
+    shape = tuple(labels.shape[1:])
+    segmenter = Segmenter(
+        method, plain_backbone, crop=crop, stride=stride, temperature=temperature, threshold=threshold
+    )  # fmt: skip
+    queries = Queries(text, query_class, tuple("abcdefg"[: max(query_class) + 1]))
+    assert torch.equal(segmenter.segment([image], [shape], queries)[0], labels[0])
+
+    ((tiled, plan, grid),) = segmenter.score([image], queries)
+    decoded = segmenter.decoder(queries).probabilities(tiled, *stitch_operators(plan, grid, shape, tiled.device))
+    assert_near(decoded[:, ::4, ::4], probabilities)

@@ -1,0 +1,122 @@
+"""The registry, the written form of a method, and the cells between the published ones."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import clearclip
+from clearclip import methods
+from clearclip.errors import UserError
+from clearclip.methods import Method, create_method, list_methods, parse_method, register
+from clearclip.segmenter import Segmenter
+from clearclip.text import TextEmbeddings
+
+PUBLISHED = ("CLIP", "MaskCLIP", "SCLIP", "NACLIP", "ClearCLIP")
+
+
+def test_each_listed_method_says_what_it_is():
+    entries = {entry.name: entry for entry in clearclip.list_methods()}
+    assert set(PUBLISHED) <= set(entries)
+    for entry in entries.values():
+        assert entry.summary
+        assert "\n" not in entry.summary
+        assert any(year in entry.paper for year in map(str, range(2021, 2027)))
+
+
+def test_written_options():
+    entry, options = parse_method("clearclip:attention=qq+kk, residual=0.5,feed_forward=true")
+    assert entry.name == "ClearCLIP"
+    assert options == {"attention": "qq+kk", "residual": 0.5, "feed_forward": True}
+    assert parse_method("SCLIP")[1] == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("CLEAR", "unknown method 'CLEAR'; use one of .*ClearCLIP"),
+        ("", "unknown method"),
+        ("ClearCLIP:residual", "key=value"),
+        ("ClearCLIP:depth=3", "depth.*its options are attention, feed_forward, residual"),
+        ("ClearCLIP:attention=xx", "unknown attention 'xx'"),
+        ("ClearCLIP:attention=5", "unknown attention '5'"),
+        ("ClearCLIP:residual=much", "much"),
+        ("ClearCLIP:feed_forward=no", "feed_forward must be True or False"),
+    ],
+)
+def test_wrong_form_is_refused(text, match, tiny_backbone):
+    with pytest.raises(UserError, match=match):
+        create_method(text, tiny_backbone)
+
+
+def test_residual_and_feed_forward_are_separate(tiny_backbone, golden):
+    """Cells that no published method takes: their tokens, from the block's own parts."""
+    images = golden("inputs")["image_64x96"]
+    block = tiny_backbone.blocks[-1]
+    with torch.inference_mode():
+        tokens = tiny_backbone.trunk(images)
+        mixed = create_method("ClearCLIP", tiny_backbone).rewire(block, tokens, (4, 6))
+        for weight in (0.0, 0.3, 1.0):
+            without = create_method(f"ClearCLIP:residual={weight}", tiny_backbone).rewire(block, tokens, (4, 6))
+            torch.testing.assert_close(without, mixed + weight * tokens)
+            method = create_method(f"ClearCLIP:residual={weight},feed_forward=True", tiny_backbone)
+            expected = without + block.mlp(block.ln_2(without))
+            torch.testing.assert_close(method.rewire(block, tokens, (4, 6)), expected)
+            features = tiny_backbone.project(expected[:, 1:]).unflatten(1, (4, 6))
+            torch.testing.assert_close(method.features(images), features)
+
+
+def test_clip_is_the_untouched_network(tiny_backbone, golden):
+    """The last block under CLIP's options is OpenCLIP's own, and its class token the library's image embedding."""
+    images = golden("inputs")["image_64x64"]
+    with torch.inference_mode():
+        tokens = tiny_backbone.trunk(images)
+        rewired = create_method("CLIP", tiny_backbone).rewire(tiny_backbone.blocks[-1], tokens, (4, 4))
+        torch.testing.assert_close(rewired, tiny_backbone.blocks[-1](tokens), rtol=1e-4, atol=1e-5)
+        embedding = tiny_backbone.project(rewired[:, 0])
+        torch.testing.assert_close(embedding, tiny_backbone.visual(images), rtol=1e-4, atol=1e-5)
+
+
+def test_scores_are_cosines_in_float32(tiny_backbone, golden):
+    images, text = golden("inputs")["image_64x96"], golden("inputs")["text"]
+    method = create_method("ClearCLIP", tiny_backbone)
+    with torch.inference_mode():
+        scores, features = method.scores(images, text), method.features(images)
+    assert scores.shape == (2, 7, 4, 6)
+    assert scores.dtype == torch.float32
+    for row in range(4):
+        for column in range(6):
+            cosine = F.cosine_similarity(features[:, None, row, column], text[None], dim=-1)
+            torch.testing.assert_close(scores[:, :, row, column], cosine, rtol=1e-4, atol=1e-5)
+
+
+class Brightness(Method):
+    """A method of a test: a patch's feature is its mean colour, repeated."""
+
+    def __init__(self, backbone, sign=1):
+        super().__init__(backbone)
+        self.sign = sign
+
+    def features(self, images):
+        patch = self.backbone.patch_size
+        colour = F.avg_pool2d(images, patch).mean(dim=1)  # [B, h, w]
+        first = torch.zeros(self.backbone.dim)
+        first[0] = self.sign
+        return colour[..., None] * first
+
+
+def test_a_method_of_ones_own(monkeypatch, tiny_backbone):
+    list_methods()
+    monkeypatch.setattr(methods, "_ENTRIES", dict(methods._ENTRIES))
+    register("Brightness", Brightness, "bright or dark", "nowhere, 2024", sign=1)
+    assert "Brightness" in [entry.name for entry in list_methods()]
+
+    axis = F.one_hot(torch.tensor([0, 0]), 48) * torch.tensor([[1], [-1]])
+    text = TextEmbeddings(("bright", "dark"), axis.float())
+    image = torch.zeros(3, 64, 96, dtype=torch.uint8)
+    image[:, :, 48:] = 255
+    expected = torch.tensor([1, 0]).repeat_interleave(48).expand(64, 96)
+    by_name = Segmenter("Brightness:sign=-1", tiny_backbone, text_embeddings=text, short_side=0)
+    assert torch.equal(torch.from_numpy(by_name(image, ["bright", "dark"]).labels).long(), 1 - expected)
+    by_object = Segmenter(Brightness(tiny_backbone), text_embeddings=text, short_side=0)
+    assert by_object.backbone is tiny_backbone
+    assert torch.equal(torch.from_numpy(by_object(image, ["bright", "dark"]).labels).long(), expected)

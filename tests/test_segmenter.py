@@ -1,0 +1,352 @@
+"""The whole road from image to labels, with the tiny model and text from the golden files."""
+
+import zlib
+from pathlib import Path
+
+import cv2
+import mmcv
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from clearclip import Segmenter, TextEmbeddings, Vocabulary, load_segmenter
+from clearclip.errors import UserError
+from clearclip.methods import create_method
+from clearclip.segmenter import read_image, resize_short, resized_shape
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NAMES = tuple("abcdefg")
+
+
+def picture(height, width, seed=0):
+    """A smooth coloured picture: noise of a few cells, enlarged."""
+    noise = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture(scope="module")
+def text(golden):
+    return TextEmbeddings(NAMES, golden("inputs")["text"])
+
+
+@pytest.fixture(scope="module")
+def make(tiny_backbone, text):
+    """A segmenter with small windows; options as those of `Segmenter`."""
+
+    def build(method="ClearCLIP", **options):
+        defaults = {"text_embeddings": text, "short_side": 80, "crop": 64, "stride": 32}
+        return Segmenter(method, tiny_backbone, **defaults | options)
+
+    return build
+
+
+# Images in
+
+
+def test_every_kind_of_image_gives_the_same_labels(make, tmp_path):
+    image = picture(50, 70)
+    Image.fromarray(image).save(tmp_path / "picture.png")
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    segmenter = make()
+    expected = segmenter(image, NAMES).labels
+    assert len(np.unique(expected)) > 1
+    assert (expected.shape, expected.dtype) == ((50, 70), np.uint8)
+    with Image.open(tmp_path / "picture.png") as pil:
+        for same in (tmp_path / "picture.png", str(tmp_path / "picture.png"), pil, tensor, tensor / 255, image / 255):
+            assert np.array_equal(segmenter(same, NAMES).labels, expected)
+
+
+def test_read_image_makes_rgb(tmp_path):
+    rgb = picture(20, 30)
+    grey = rgb[..., 0]
+    pil = Image.fromarray(rgb)
+    alpha = pil.copy()
+    alpha.putalpha(Image.fromarray(grey))
+    palette = pil.quantize(16)
+    for image, expected in [
+        (rgb, rgb),
+        (np.asfortranarray(rgb), rgb),
+        (rgb[:, ::-1], rgb[:, ::-1]),
+        (torch.from_numpy(rgb).permute(2, 0, 1), rgb),
+        (grey, np.stack([grey] * 3, axis=2)),
+        (torch.from_numpy(grey), np.stack([grey] * 3, axis=2)),
+        (Image.fromarray(grey), np.stack([grey] * 3, axis=2)),
+        (alpha, rgb),
+        (palette, np.asarray(palette.convert("RGB"))),
+        (rgb.astype(np.float64) / 255, rgb),
+        (np.zeros((4, 5, 3), np.float32), np.zeros((4, 5, 3), np.uint8)),
+        (np.full((4, 5, 3), 0.7 / 255), np.ones((4, 5, 3), np.uint8)),
+        (torch.ones(3, 4, 5, dtype=torch.bfloat16, requires_grad=True), np.full((4, 5, 3), 255, np.uint8)),
+    ]:
+        array = read_image(image)
+        assert array.dtype == np.uint8
+        assert np.array_equal(array, expected)
+    for name, image in (("rgb", pil), ("grey", Image.fromarray(grey)), ("alpha", alpha), ("palette", palette)):
+        image.save(tmp_path / f"{name}.png")
+        assert np.array_equal(read_image(tmp_path / f"{name}.png"), read_image(image))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(orientation, tmp_path):
+    quadrants = np.zeros((32, 48, 3), np.uint8)  # as it should be seen: red, green / blue, white
+    for place, colour in (((0, 0), (255, 0, 0)), ((0, 1), (0, 255, 0)), ((1, 0), (0, 0, 255)), ((1, 1), (255,) * 3)):
+        y, x = place[0] * 16, place[1] * 24
+        quadrants[y : y + 16, x : x + 24] = colour
+    turn, back = Image.Transpose, {
+        2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM",
+        5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270",
+    }  # fmt: skip
+    stored = Image.fromarray(quadrants)
+    if orientation > 1:
+        stored = stored.transpose(turn[back[orientation]])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "photo.jpg", exif=exif, quality=95, subsampling=0)
+    with Image.open(tmp_path / "photo.jpg") as photo:
+        for image in (tmp_path / "photo.jpg", photo):
+            seen = read_image(image)
+            assert seen.shape == (32, 48, 3)
+            for y, x in ((8, 12), (8, 36), (24, 12), (24, 36)):
+                assert np.abs(seen[y, x].astype(int) - quadrants[y, x]).max() < 10
+
+
+@pytest.mark.parametrize(
+    ("image", "match"),
+    [
+        (np.zeros((4, 4, 4), np.uint8), r"RGB, .* this one is \[4, 4, 4\] uint8"),
+        (np.zeros((4, 4, 1), np.uint8), "RGB"),
+        (np.zeros((2, 3, 4, 4), np.uint8), "RGB"),
+        (np.zeros((0, 4, 3), np.uint8), "RGB"),
+        (np.zeros((4, 4, 3), np.int64), "int64"),
+        (np.zeros((4, 4, 3), np.uint16), "uint16"),
+        (torch.zeros(4, 4, 3), "RGB"),
+        (torch.zeros(1, 3, 4, 4), "RGB"),
+        (np.full((4, 4, 3), 255.0), r"within 0\.\.1; divide by 255"),
+        (np.full((4, 4, 3), -0.1), r"within 0\.\.1"),
+        (np.full((4, 4, 3), np.nan), "finite"),
+        (7, "not int"),
+        (None, "not NoneType"),
+    ],
+)
+def test_what_is_no_image_is_refused(image, match, make):
+    with pytest.raises(UserError, match=match):
+        make()(image, NAMES)
+
+
+def test_files_that_are_no_image_are_named(make, tmp_path):
+    (tmp_path / "note.jpg").write_text("this is no picture")
+    (tmp_path / "empty.png").touch()
+    Image.fromarray(picture(40, 40)).save(tmp_path / "whole.png")
+    huge = bytearray((tmp_path / "whole.png").read_bytes())
+    huge[16:24] = (100_000).to_bytes(4, "big") * 2  # the width and height in its header, and the header's checksum
+    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
+    (tmp_path / "huge.png").write_bytes(huge)
+    for name in ("note.jpg", "empty.png", "huge.png"):
+        with pytest.raises(UserError, match=f"{name} is not a picture"):
+            make()(tmp_path / name, NAMES)
+    for name in ("gone.jpg", "."):
+        with pytest.raises(UserError, match=r"cannot read image .*give the path of a picture"):
+            make()(tmp_path / name, NAMES)
+
+
+# Resizing
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([224, 336, 448, 560]))
+def test_the_resize_rule_is_the_published_one(height, width, short_side):
+    expected = mmcv.rescale_size((width, height), (2048, short_side))[::-1]
+    assert resized_shape(height, width, short_side) == tuple(max(1, side) for side in expected)
+
+
+@pytest.mark.parametrize("shape", [(300, 500), (700, 500), (448, 448), (30, 400)])
+def test_resizing_is_that_of_the_evaluation_pipeline(shape):
+    image = picture(*shape)
+    assert np.array_equal(resize_short(image, 448), mmcv.imrescale(image, (2048, 448)))
+    assert resize_short(image, 0) is image
+
+
+# From images to labels
+
+
+def test_one_window_is_resize_normalise_score_and_upsample(make, tiny_backbone, golden):
+    image = picture(100, 150)
+    result = make("CLIP", short_side=64, crop=96, temperature=30)(image, NAMES, scores=True, features=True)
+    resized = torch.from_numpy(cv2.resize(image, (96, 64), interpolation=cv2.INTER_LINEAR)).permute(2, 0, 1) / 255
+    mean, std = torch.tensor([0.4814547, 0.4578275, 0.4082107]), torch.tensor([0.2686295, 0.2613026, 0.2757771])
+    normalised = ((resized - mean[:, None, None]) / std[:, None, None])[None]
+    method = create_method("CLIP", tiny_backbone)
+    with torch.inference_mode():
+        scores, features = method.scores(normalised, golden("inputs")["text"]), method.features(normalised)[0]
+    pixels = F.interpolate(F.interpolate(scores, (64, 96), mode="bilinear"), (100, 150), mode="bilinear")[0]
+    expected = (30 * pixels).softmax(dim=0)
+    torch.testing.assert_close(torch.from_numpy(result.scores), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(result.features), F.normalize(features, dim=-1), rtol=1e-4, atol=1e-5)
+    assert np.array_equal(result.labels, result.scores.argmax(axis=0))
+
+
+def assert_same(result, expected):
+    """To rounding: a batch of another size may be summed in another order."""
+    assert result.names == expected.names
+    np.testing.assert_allclose(result.scores, expected.scores, atol=1e-4)
+    assert (result.labels != expected.labels).mean() < 1e-3
+
+
+SIZES = [(50, 70), (70, 50), (50, 70), (90, 33), (64, 64), (200, 40)]
+
+
+@pytest.mark.parametrize("crop", [0, 64, 100])  # windows of many shapes, of one, of some
+def test_a_batch_gives_what_its_images_give_alone(crop, make):
+    images = [picture(*size, seed) for seed, size in enumerate(SIZES)]
+    alone = [make(crop=crop)(image, NAMES, scores=True) for image in images]
+    assert len({result.labels.tobytes() for result in alone}) == len(SIZES)
+    for window_batch in (1, 3, 100):
+        together = make(crop=crop, window_batch=window_batch)(images, NAMES, scores=True)
+        assert isinstance(together, list)
+        assert [result.labels.shape for result in together] == SIZES
+        for result, expected in zip(together, alone):
+            assert_same(result, expected)
+    assert make()([], NAMES) == []
+
+
+def test_windows_of_different_images_share_batches(make, monkeypatch):
+    segmenter = make(window_batch=100)
+    batches = []
+    original = segmenter.method.scores
+    monkeypatch.setattr(segmenter.method, "scores", lambda b, text: batches.append(len(b)) or original(b, text))
+    segmenter([picture(*size) for size in SIZES], NAMES)
+    assert len(batches) == 1  # all are at least as large as the crop once they are resized
+
+
+def test_segment_is_the_same_road_without_the_resize(make):
+    images = [picture(*size) for size in SIZES]
+    segmenter = make()
+    queries = segmenter.queries(Vocabulary.of(NAMES))
+    resized = [torch.from_numpy(resize_short(image, 80)).permute(2, 0, 1) for image in images]
+    for labels, result in zip(segmenter.segment(resized, SIZES, queries), segmenter(images, NAMES)):
+        assert np.array_equal(labels.numpy(), result.labels)
+
+
+@pytest.mark.parametrize("crop", [0, 64])
+@pytest.mark.parametrize(
+    ("shape", "short_side"), [((1, 1), 80), ((1, 1), 0), ((1, 300), 80), ((300, 2), 0), ((13, 17), 0), ((30, 2500), 64)]
+)
+def test_images_of_extreme_shape(shape, short_side, crop, make):
+    result = make(short_side=short_side, crop=crop)(picture(*shape), NAMES, scores=True, features=True)
+    assert result.labels.shape == shape
+    assert result.scores.shape == (7, *shape)
+    assert np.isfinite(result.scores).all()
+    np.testing.assert_allclose(np.linalg.norm(result.features, axis=2), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("crop", [0, 64, 112])
+def test_what_comes_out(crop, make):
+    image = picture(50, 70)  # 80 × 112 once resized
+    plain = make(crop=crop)(image, NAMES[:4])
+    assert plain.names == NAMES[:4]
+    assert plain.scores is None
+    assert plain.features is None
+    result = make(crop=crop)(image, NAMES[:4], scores=True, features=True)
+    assert np.array_equal(result.labels, plain.labels)
+    assert result.scores.shape == (4, 50, 70)
+    assert result.scores.dtype == np.float32
+    np.testing.assert_allclose(result.scores.sum(axis=0), 1, atol=1e-5)
+    assert np.array_equal(result.scores.argmax(axis=0), result.labels)
+    assert result.features.shape == (5, 7, 48)
+    np.testing.assert_allclose(np.linalg.norm(result.features, axis=2), 1, atol=1e-5)
+
+
+def test_features_of_windows_that_do_not_overlap_are_theirs(make, tiny_backbone):
+    image = picture(64, 128)
+    segmenter = make(short_side=0, stride=64)
+    result = segmenter(image, NAMES, features=True)
+    normalised = segmenter.normalise(torch.from_numpy(image).permute(2, 0, 1))
+    halves = torch.stack([normalised[:, :, :64], normalised[:, :, 64:]])
+    with torch.inference_mode():
+        left, right = create_method("ClearCLIP", tiny_backbone).features(halves)
+    expected = F.normalize(torch.cat([left, right], dim=1), dim=-1).numpy()
+    inner = [0, 1, 2, 5, 6, 7]  # bilinear sampling at the centres of patches does not reach across
+    np.testing.assert_allclose((result.features * expected).sum(axis=2)[:, inner], 1, atol=2e-3)
+
+
+def test_options_reach_the_decoder(make):
+    image = picture(50, 70)
+    synonyms = ["b, a", "d, c, g", "f, e"]
+    segmenter = make(temperature=7.0, threshold=0.4, area_threshold=0.2)
+    queries = segmenter.queries(Vocabulary.of(synonyms))
+    decoder = segmenter.decoder(queries)
+    assert queries.names == ("b", "d", "f")
+    assert queries.query_class == (0, 0, 1, 1, 1, 2, 2)
+    assert (decoder.temperature, decoder.threshold, decoder.area_threshold) == (7.0, 0.4, 0.2)
+    assert set(np.unique(make()(image, synonyms).labels)) <= {0, 1, 2}
+    assert not make(threshold=1.0)(image, NAMES).labels.any()
+    assert make()(image, NAMES).labels.any()
+
+
+def test_names_are_embedded_by_the_text_tower(tiny_backbone):
+    segmenter = Segmenter("CLIP", tiny_backbone, templates=["a {}"], short_side=64, crop=0)
+    queries = segmenter.queries(Vocabulary.of(["cat, kitten", "dog"]))
+    with torch.inference_mode():
+        expected = F.normalize(
+            tiny_backbone.encode_text(tiny_backbone.tokenizer(["a cat", "a kitten", "a dog"])), dim=-1
+        )
+    torch.testing.assert_close(queries.text, expected, rtol=1e-5, atol=1e-5)
+    assert queries.query_class == (0, 0, 1)
+    result = segmenter(picture(30, 40), Vocabulary.of(["cat, kitten", "dog"]))
+    assert result.names == ("cat", "dog")
+    assert result.labels.shape == (30, 40)
+
+
+# Wrong arguments
+
+
+def test_wrong_options_are_refused(tiny_backbone, make, tmp_path):
+    for stride in (0, 65, -1):
+        with pytest.raises(UserError, match=f"stride {stride} must be between 1 and the crop, 64"):
+            make(stride=stride)
+    with pytest.raises(UserError, match="unknown method 'Clear'"):
+        make("Clear")
+    with pytest.raises(UserError, match=r"text embeddings have 24 dimensions, .* has 48"):
+        make(text_embeddings=TextEmbeddings(("a",), torch.ones(1, 24)))
+    with pytest.raises(UserError, match=r"gone\.safetensors do not exist"):
+        make(text_embeddings=tmp_path / "gone.safetensors")
+    with pytest.raises(UserError, match="no row for cat"):
+        make()(picture(9, 9), ["a", "cat"])
+    with pytest.raises(UserError, match="not the one string"):
+        make()(picture(9, 9), "cat")
+    with pytest.raises(UserError, match="no template set or file imagenet81"):
+        Segmenter("CLIP", tiny_backbone, templates="imagenet81")(picture(9, 9), ["cat"])
+
+
+# Benchmark settings
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("cfg_*.py")), ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_config_makes_a_segmenter(path, tiny_backbone, text):
+    # Whatever its method: some methods load a second network.
+    segmenter = load_segmenter(path, method="CLIP", backbone=tiny_backbone, text_embeddings=text)
+    assert segmenter.short_side >= segmenter.stride > 0
+    assert segmenter.crop == 0 or segmenter.short_side >= segmenter.crop >= segmenter.stride
+
+
+def test_settings_of_a_config(tiny_backbone, text):
+    segmenter = load_segmenter(CONFIGS / "cfg_voc21.py", backbone=tiny_backbone, text_embeddings=text)
+    settings = (segmenter.short_side, segmenter.crop, segmenter.stride, segmenter.temperature, segmenter.threshold)
+    assert settings == (448, 448, 224, 50, 0.5)
+    assert segmenter.method.residual == 0
+    changed = load_segmenter(
+        str(CONFIGS / "cfg_voc21.py"), backbone=tiny_backbone, method="SCLIP", short_side=64, text_embeddings=text
+    )
+    assert (changed.short_side, changed.threshold, changed.method.residual) == (64, 0.5, 1)
+
+
+def test_files_that_are_no_config_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.py does not exist"):
+        load_segmenter(tmp_path / "gone.py")
+    for name, content in (("a.py", "model = 3"), ("b.py", "model = dict("), ("c.py", ""), ("d.txt", "cat")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=f"{name} is no benchmark config"):
+            load_segmenter(tmp_path / name)
