@@ -26,4 +26,4 @@ lock:
 		requirements-dev.txt --output-file requirements.lock
 
 clean:
-	rm -rf .venv work_dirs demo_output results.xlsx
+	rm -rf .venv work_dirs demo_output results.xlsx results.xlsx.lock

@@ -45,9 +45,7 @@ def print_lists() -> None:
 def output_paths(images: list[Path], folder: Path) -> list[Path]:
     """Where each picture's overlay goes, without the extension; pictures of one name do not share it."""
     stems = [image.stem for image in images]
-    return [
-        folder / (stem if stems.count(stem) == 1 else f"{index + 1}-{stem}") for index, stem in enumerate(stems)
-    ]
+    return [folder / (stem if stems.count(stem) == 1 else f"{index + 1}-{stem}") for index, stem in enumerate(stems)]
 
 
 @program

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clearclip.backbone import merge_heads, split_heads  # noqa: F401
 from clearclip.errors import UserError
 
 TERMS = ("qk", "qq", "kk", "vv", "identity")
@@ -32,7 +33,7 @@ class Attention:
         for part in text.replace(" ", "").split("+"):
             if part in TERMS:
                 terms.append(part)
-            elif match := re.fullmatch(r"gaussian(\d+\.?\d*)", part):
+            elif gaussian is None and (match := re.fullmatch(r"gaussian(\d+\.?\d*)", part)):
                 gaussian = float(match[1])
             else:
                 raise UserError(f"unknown attention {part!r}; use {', '.join(TERMS)}, sums of them, and gaussian<std>")
@@ -50,18 +51,6 @@ def gaussian_neighbourhood(grid: tuple[int, int], std: float, device: torch.devi
     rows, columns = (torch.arange(length, dtype=torch.float64) for length in grid)
     y, x = (torch.exp(-((axis[:, None] - axis[None]) ** 2) / (2 * std**2)) for axis in (rows, columns))
     return F.pad(torch.kron(y, x), (1, 0, 1, 0)).to(device, dtype)  # the Gaussian is separable: [h·w, h·w]
-
-
-def split_heads(block, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [B, heads, 1+N, d] of a residual block for its input tokens [B, 1+N, D]."""
-    attn = block.attn
-    qkv = F.linear(block.ln_1(tokens), attn.in_proj_weight, attn.in_proj_bias)  # [B, 1+N, 3·D]
-    return qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def merge_heads(block, mixed: Tensor) -> Tensor:
-    """Mixed values [B, heads, 1+N, d] through the block's output projection: [B, 1+N, D]."""
-    return block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
 
 
 def mix(attention: Attention, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:

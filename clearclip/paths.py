@@ -8,14 +8,14 @@ from pathlib import Path
 
 def cache_dir() -> Path:
     """`$CLEARCLIP_CACHE`, or `clearclip` in the user's cache folder. Not created here."""
-    if "CLEARCLIP_CACHE" in os.environ:
+    if os.environ.get("CLEARCLIP_CACHE"):
         return Path(os.environ["CLEARCLIP_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "clearclip"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "clearclip"
 
 
 def data_root() -> Path:
     """The folder that holds the benchmarks: `$CLEARCLIP_DATA`, or `data` in the current folder."""
-    return Path(os.environ.get("CLEARCLIP_DATA", "data")).expanduser()
+    return Path(os.environ.get("CLEARCLIP_DATA") or "data").expanduser()
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ def _from_tag(arch: str, tag: str, config: dict) -> Checkpoint:
         tag,
         arch,
         _local_copy(arch, tag) or _download(arch, tag, known),
-        config | {"quick_gelu": known.get("quick_gelu", False)},
+        config | {"quick_gelu": known.get("quick_gelu", False) or config.get("quick_gelu", False)},
         known.get("mean", OPENAI_MEAN),
         known.get("std", OPENAI_STD),
     )
@@ -408,6 +408,6 @@ def content_hash(path: Path) -> str:
         return known
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    with atomic_write(memo) as temporary:
+    with contextlib.suppress(OSError), atomic_write(memo) as temporary:  # a cache that cannot be written is no harm
         temporary.write_text(digest)
     return digest

@@ -1,0 +1,67 @@
+"""dist_test.sh with two processes on the CPU, against one process."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from benchmarks import SHAPES, make_benchmark, run, single_error
+
+from clearclip.evaluation.results import read_result
+from eval import main
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(not shutil.which("bash"), reason="dist_test.sh needs bash")
+
+
+@pytest.fixture
+def data(tmp_path):
+    make_benchmark(tmp_path / "data", "voc21")
+    (tmp_path / "here").mkdir()
+    return tmp_path / "data"
+
+
+def dist_test(*arguments, data):
+    return run("bash", ROOT / "dist_test.sh", *arguments, cwd=data.parent / "here", data=data)
+
+
+def test_two_processes_give_the_numbers_of_one(tiny_folder, data, monkeypatch):
+    """With three images: each process takes two, and the one that is taken twice counts once."""
+    config = ROOT / "configs" / "cfg_voc21.py"
+    arguments = ["--backbone", f"local-dir:{tiny_folder}", "--method", "NACLIP", "--work-dir", "run"]
+    arguments += ["--cfg-options", "model.templates=single", "model.threshold=0.4"]
+    done = dist_test(config, "2", *arguments, data=data)
+    assert done.returncode == 0, done.stderr
+    two = read_result(data.parent / "here" / "run" / "result.json")
+    assert re.fullmatch(r"(test: \d/3 images, .*\n)+", done.stderr)
+    assert done.stdout.count("(3 img)") == 1  # one process reports
+    left = {path.name for path in (data.parent / "here").iterdir()}
+    assert left == {"run", "results.xlsx", "results.xlsx.lock"}
+
+    monkeypatch.chdir(data.parent)
+    monkeypatch.setenv("CLEARCLIP_DATA", str(data))
+    main([str(config), *arguments, "model.device=cpu", "test_dataloader.num_workers=0"])
+    one = read_result("run/result.json")
+    changing = {"date", "seconds", "images_per_second"}
+    assert {key: one[key] for key in one.keys() - changing} == {key: two[key] for key in two.keys() - changing}
+    assert one["images"] == len(SHAPES)
+    assert 0 < one["mIoU"] < 100
+    assert (one["method"], one["settings"]["threshold"]) == ("NACLIP", 0.4)
+
+
+def test_errors_are_said_once(data, tmp_path):
+    """One of two processes ends both, and torchrun adds nothing."""
+    done = dist_test(ROOT / "configs" / "cfg_voc21.py", "2", "--backbone", "local-dir:nowhere", data=data)
+    assert done.returncode == 2
+    assert "nowhere is not an OpenCLIP model folder" in single_error(done.stderr)
+    assert done.stdout == ""
+
+
+def test_usage_and_missing_config(data):
+    for arguments in ([], ["--help"]):
+        done = dist_test(*arguments, data=data)
+        assert done.returncode == 2
+        assert done.stderr.startswith("usage: bash dist_test.sh CONFIG [GPUS]")
+    done = dist_test("nowhere.py", data=data)
+    assert done.returncode == 2
+    assert "config nowhere.py does not exist" in single_error(done.stderr)

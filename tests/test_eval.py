@@ -1,0 +1,307 @@
+"""eval.py on tiny data sets, run as a user runs it or, where the start of a process adds nothing, called here."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import openpyxl
+import pytest
+import torch
+from benchmarks import LAYOUTS, SHAPES, make_benchmarks, run, single_error
+from PIL import Image
+from safetensors.torch import save_file
+
+from clearclip.evaluation.results import Result, read_result
+from clearclip.segmenter import Segmenter
+from clearclip.text import TextEmbeddings
+from clearclip.vocabulary import load_vocabulary
+from eval import main
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+SCORES = ("mIoU", "aAcc", "mAcc", "per_class_IoU")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_benchmarks(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("text")
+
+
+@pytest.fixture(autouse=True)
+def _here(data, cache, tmp_path, monkeypatch):
+    """Work in an empty folder; names are embedded once for all tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLEARCLIP_DATA", str(data))
+    monkeypatch.setenv("CLEARCLIP_CACHE", str(cache))
+
+
+@pytest.fixture
+def evaluate(tiny_folder):
+    """`evaluate(config, *arguments, **model_settings)`: run eval.py in this process and return the result."""
+
+    def evaluate(config, *arguments, batch_size=4, **settings):
+        settings = {"device": "cpu", "templates": "single"} | settings
+        main([
+            str(CONFIGS / f"{config}.py"), "--backbone", f"local-dir:{tiny_folder}", "--work-dir", "run", *arguments,
+            "--cfg-options", "test_dataloader.num_workers=0", f"test_dataloader.batch_size={batch_size}",
+            *(f"model.{key}={value}" for key, value in settings.items()),
+        ])  # fmt: skip
+        return read_result("run/result.json")
+
+    return evaluate
+
+
+@pytest.fixture
+def fails(evaluate, capsys):
+    """`fails(…)`: the same for a run that ends with an error; returns its message."""
+
+    def fails(*arguments, **settings):
+        with pytest.raises(SystemExit) as exit:
+            evaluate(*arguments, **settings)
+        assert exit.value.code == 2
+        return single_error(capsys.readouterr().err)
+
+    return fails
+
+
+def runs(workbook="results.xlsx"):
+    """The rows of the workbook's sheet of runs."""
+    header, *rows = openpyxl.load_workbook(workbook)["runs"].values
+    return [dict(zip(header, row)) for row in rows]
+
+
+def scores(result):
+    return {key: result[key] for key in SCORES}
+
+
+def test_command_line(tiny_folder, data, tmp_path):
+    command = [sys.executable, ROOT / "eval.py", CONFIGS / "cfg_voc20.py", "--backbone", f"local-dir:{tiny_folder}"]
+    done = run(*command, cwd=tmp_path, data=data)
+    assert done.returncode == 0, done.stderr
+    work_dir = next(tmp_path.glob("work_dirs/clearclip/voc20/ClearCLIP_local-dir*"))
+    result = read_result(work_dir / "result.json")
+    assert result.keys() == Result.__annotations__.keys()
+    assert result["images"] == len(SHAPES)
+    assert (result["method"], result["dataset"], result["protocol"]) == ("ClearCLIP", "voc20", "clearclip")
+    assert (result["backbone"], result["text"]) == (tiny_folder.name, "imagenet80")
+    assert result["published"] is None  # these are not the weights of the paper
+    assert [run["mIoU"] for run in runs()] == [pytest.approx(result["mIoU"])]  # Excel keeps 15 digits
+
+    # All that a user is shown, and all that is left behind.
+    assert re.fullmatch(r"(test: \d/3 images, .*\n)+", done.stderr)
+    work_dir = work_dir.relative_to(tmp_path)
+    assert done.stdout.endswith(f"images/s; {work_dir}/result.json\nappended to results.xlsx\n")
+    assert f"ClearCLIP  {result['mIoU']:.2f} (3 img)\n" in done.stdout
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {f"{work_dir}/result.json", f"{work_dir}/config.py", "results.xlsx", "results.xlsx.lock"}
+
+
+def measure(segmenter, dataset, vocabulary, first, data):
+    """Scores of a `Segmenter` on a tiny benchmark by plain counting; label `first` is class 0."""
+    vocabulary = load_vocabulary(CONFIGS / vocabulary)
+    counts = np.zeros((len(vocabulary), len(vocabulary)), int)  # [truth, prediction]
+    for image, label in LAYOUTS[dataset].files(data):
+        raw = np.asarray(Image.open(label)).astype(int)
+        predicted = segmenter(image, vocabulary).labels
+        assert predicted.shape == raw.shape
+        known = (raw >= first) & (raw != 255)
+        np.add.at(counts, (raw[known] - first, predicted[known]), 1)
+    right, union, truth = np.diag(counts), counts.sum(0) + counts.sum(1) - np.diag(counts), counts.sum(1)
+    return {
+        "mIoU": np.mean(100 * right[union > 0] / union[union > 0]),
+        "aAcc": 100 * right.sum() / counts.sum(),
+        "mAcc": np.mean(100 * right[truth > 0] / truth[truth > 0]),
+        "per_class_IoU": [100 * r / u if u else None for r, u in zip(right, union)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "vocabulary", "first", "settings"),
+    [
+        ("cfg_ade20k", "cls_ade20k.txt", 1, {}),
+        ("cfg_voc21", "cls_voc21.txt", 0, {"threshold": 0.5}),
+        ("cfg_city_scapes", "cls_city_scapes.txt", 0, {"crop": 224}),
+        ("sclip/cfg_voc21", "sclip/cls_voc21.txt", 0, {
+            "method": "SCLIP", "short_side": 336, "crop": 224, "stride": 112, "temperature": 65, "threshold": 0.1,
+            "area_threshold": 0.1,
+        }),
+        ("naclip/cfg_voc20", "sclip/cls_voc20.txt", 1, {"method": "NACLIP", "short_side": 336, "crop": 0}),
+    ],
+)  # fmt: skip
+def test_scores_are_those_of_a_segmenter(config, vocabulary, first, settings, evaluate, tiny_backbone, data):
+    result = evaluate(config)
+    segmenter = Segmenter(backbone=tiny_backbone, templates="single", **settings)
+    expected = measure(segmenter, result["dataset"], vocabulary, first, data)
+    assert list(result["per_class_IoU"].values()) == pytest.approx(expected.pop("per_class_IoU"), abs=1e-9)
+    assert {key: result[key] for key in expected} == pytest.approx(expected, abs=1e-9)
+    assert 0 < result["mIoU"] < 100
+    assert result["protocol"] == (config.rpartition("/")[0] or "clearclip")
+    assert result["settings"].items() >= settings.items() - {("method", result["method"])}
+
+
+def test_batches_do_not_change_scores(evaluate):
+    one = evaluate("cfg_context60", batch_size=1, window_batch=1)
+    three = evaluate("cfg_context60", batch_size=3, window_batch=8)
+    assert scores(one) == scores(three)
+    assert [run["run"] for run in runs()] == [1, 2]
+
+
+def test_config_may_be_an_option_and_any_key_overridden(tiny_folder):
+    options = ["test_dataloader.dataset.pipeline.1.scale=(2048,224)", "test_dataloader.num_workers=0"]
+    options += ["model.device=cpu", "model.templates=single", "model.crop=224", "model.threshold=0.3"]
+    arguments = ["--config", str(CONFIGS / "cfg_voc21.py"), "--backbone", f"local-dir:{tiny_folder}"]
+    main([*arguments, "--results", "mine/table.xlsx", "--work-dir", "run", "--cfg-options", *options])
+    settings = read_result("run/result.json")["settings"]
+    expected = {"short_side": 224, "crop": 224, "stride": 224, "threshold": 0.3, "temperature": 50}
+    assert settings.items() >= expected.items()
+    assert len(runs("mine/table.xlsx")) == 1
+    assert not Path("results.xlsx").exists()
+
+
+def test_saved_config_repeats_the_run(evaluate):
+    first = evaluate("cfg_voc21", "--method", "clearclip:residual=1", threshold=0.2)
+    assert "save_dir" not in Path("run/config.py").read_text()  # of that one run
+    main(["run/config.py", "--work-dir", "again"])
+    again = read_result("again/result.json")
+    changing = {"date", "seconds", "images_per_second", "config"}
+    assert {key: first[key] for key in first.keys() - changing} == {key: again[key] for key in again.keys() - changing}
+    assert first["method"] == "ClearCLIP:residual=1"  # as it is spelt
+
+
+def test_method_with_options(evaluate):
+    plain = evaluate("cfg_voc20")
+    changed = evaluate("cfg_voc20", "--method", "ClearCLIP:attention=kk,residual=1")
+    assert changed["method"] == "ClearCLIP:attention=kk,residual=1"
+    assert changed["per_class_IoU"] != plain["per_class_IoU"]
+
+
+def test_pictures(evaluate):
+    evaluate("cfg_voc20", "--show-dir", "pictures")
+    assert {path.name for path in Path("pictures").iterdir()} == {f"{name}.png" for name in SHAPES}
+    for name, (height, width) in SHAPES.items():
+        with Image.open(f"pictures/{name}.png") as picture:
+            assert picture.width > 3 * width
+            assert picture.height > height
+
+
+def test_text_embeddings_serve_a_checkpoint_without_text_tower(evaluate, tiny_folder, tiny_state, fails):
+    folder = Path("vision")
+    shutil.copytree(tiny_folder, folder)
+    vision = {key: value for key, value in tiny_state.items() if key.startswith("visual.")}
+    save_file(vision, folder / "open_clip_model.safetensors")
+    names = load_vocabulary(CONFIGS / "cls_voc20.txt").classes
+    rows = torch.randn(len(names), 48, generator=torch.Generator().manual_seed(0))
+    TextEmbeddings(names, rows).save("voc20.safetensors")
+
+    assert "holds no text tower" in fails("cfg_voc20", "--backbone", f"local-dir:{folder}")
+    result = evaluate("cfg_voc20", "--backbone", f"local-dir:{folder}", "--text-embeddings", "voc20.safetensors")
+    assert result["text"] == "voc20.safetensors"
+    assert result["mIoU"] > 0
+
+
+def test_missing_data_set(tiny_folder, data, tmp_path):
+    command = [sys.executable, ROOT / "eval.py", CONFIGS / "cfg_voc20.py", "--backbone", f"local-dir:{tiny_folder}"]
+    done = run(*command, cwd=tmp_path, data=tmp_path / "nowhere")
+    assert done.returncode == 2
+    error = single_error(done.stderr)
+    assert f"data set voc20 not found: no file {tmp_path}/nowhere/VOCdevkit/VOC2012" in error
+    assert "CLEARCLIP_DATA" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("variable", "place"), [("", "data"), ("~/sets", "{home}/sets")])
+def test_data_root_may_be_empty_or_in_the_home_folder(variable, place, fails, monkeypatch, tmp_path):
+    monkeypatch.setenv("CLEARCLIP_DATA", variable)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"no file {place.format(home=tmp_path)}/VOCdevkit/VOC2012;" in fails("cfg_voc20")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        (["--method", "CLAP"], {}, "unknown method 'CLAP'; use one of"),
+        (["--method", "ClearCLIP:spice=1"], {}, "spice"),
+        (["--method", "ClearCLIP:residual"], {}, "must be written key=value"),
+        (["--backbone", "ViT-Z"], {}, "unknown backbone 'ViT-Z'; use one of ViT-B-32,"),
+        (["--backbone", "RN50"], {}, "backbone RN50 is not supported"),
+        (["--backbone", "local-dir:nowhere"], {}, "nowhere is not an OpenCLIP model folder"),
+        (["--text-embeddings", "nowhere.safetensors"], {}, "nowhere.safetensors do not exist"),
+        (["--launcher", "pytorch"], {}, "dist_test.sh"),
+        ([], {"temprature": 40}, "no setting model.temprature"),
+        ([], {"temperature": "hot"}, "model.temperature must be a number"),
+        ([], {"temperature.x": 1}, "--cfg-options do not fit"),
+        ([], {"batch_size": 0}, "batch_size must be 1 or more"),
+        ([], {"precision": "fp12"}, "unknown precision 'fp12'"),
+        ([], {"stride": 0}, "stride 0"),
+        ([], {"method": "None"}, "model.method is missing"),
+        ([], {"vocabulary": "nowhere.txt"}, "class file nowhere.txt"),
+        ([], {"vocabulary": CONFIGS / "cls_voc21.txt"}, "has 21 classes, data set voc20 has 20"),
+        (["--results", "results.csv"], {}, "let it end in .xlsx; the results are safe in run/result.json"),
+    ],
+)
+def test_errors(arguments, settings, message, fails, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert message in fails("cfg_voc20", *arguments, **settings)
+
+
+def test_option_without_value(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([str(CONFIGS / "cfg_voc20.py"), "--cfg-options", "model.threshold"])
+    assert exit.value.code == 2
+    assert "'model.threshold' must be KEY=VALUE" in single_error(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "config mine.py does not exist"),
+        ("model = dict(", "mine.py is no benchmark config"),
+        ("model = dictionary()", "mine.py is no benchmark config (name 'dictionary' is not defined)"),
+        ("model = dict(method='CLIP')", "mine.py is no benchmark config"),
+    ],
+)
+def test_config_that_is_none(text, message, capsys):
+    if text:
+        Path("mine.py").write_text(text)
+    with pytest.raises(SystemExit) as exit:
+        main(["mine.py"])
+    assert exit.value.code == 2
+    assert message in single_error(capsys.readouterr().err)
+
+
+def test_damaged_workbook_costs_no_result(fails, evaluate):
+    Path("results.xlsx").write_text("no zip archive")
+    error = fails("cfg_voc20")
+    assert "results.xlsx is damaged" in error
+    assert "the results are safe in run/result.json" in error
+    assert read_result("run/result.json")["mIoU"] > 0
+    assert Path("results.xlsx").read_text() == "no zip archive"
+
+
+@pytest.mark.parametrize("program", ["eval.py", "eval_all.py"])
+def test_help_imports_no_torch(program):
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['torch'] = None\n"  # importing it raises
+        f"sys.argv = ['{program}', '--help']\n"
+        f"runpy.run_path('{program}', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {program}")
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.py", "--config", "b.py"]])
+def test_one_config_is_wanted(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert "give one config" in capsys.readouterr().err

@@ -1,0 +1,138 @@
+"""eval_all.py on tiny data sets."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import openpyxl
+import pytest
+from benchmarks import LAYOUTS, SHAPES, make_benchmark, make_benchmarks, run, single_error
+
+from clearclip.evaluation import run as evaluation
+from clearclip.evaluation.results import as_markdown, read_result, table
+from eval_all import main
+
+ROOT = Path(__file__).parents[1]
+FAST = [
+    "--cfg-options", "model.device=cpu", "model.templates=single", "test_dataloader.num_workers=0",
+    "test_dataloader.dataset.pipeline.1.scale=(2048,112)",
+]  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """VOC alone, as $CLEARCLIP_DATA; the current folder is empty."""
+    folder = tmp_path / "data"
+    make_benchmark(folder, "voc20")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("CLEARCLIP_DATA", str(folder))
+    return folder
+
+
+def results(folder="."):
+    return [read_result(path) for path in sorted(Path(folder).glob("work_dirs/**/result.json"))]
+
+
+def test_all_benchmarks_through_the_command_line(tiny_folder, tmp_path, tmp_path_factory):
+    command = [sys.executable, ROOT / "eval_all.py", "--backbones", f"local-dir:{tiny_folder}", "--methods", "NACLIP"]
+    command += ["--markdown", "tables/all.md", "--cfg-options", "model.templates=single"]
+    done = run(*command, cwd=tmp_path, data=make_benchmarks(tmp_path_factory.mktemp("data")))
+    assert done.returncode == 0, done.stderr
+    records = results(tmp_path)
+    assert {record["dataset"]: record["images"] for record in records} == dict.fromkeys(LAYOUTS, len(SHAPES))
+    (row,) = table(records)
+    for name in LAYOUTS:
+        assert f"{row[name]:.2f} (3 img)" in done.stdout
+    assert (tmp_path / "tables" / "all.md").read_text() == as_markdown([row]) + "\n"
+    runs = openpyxl.load_workbook(tmp_path / "results.xlsx")["runs"]
+    assert runs.max_row == 1 + len(LAYOUTS)
+    for line in done.stderr.splitlines():
+        assert re.match(r"test: \d/3 images|\w+: NACLIP, local-dir:", line)
+
+
+def test_each_backbone_is_loaded_once(tiny_folder, data, tmp_path, monkeypatch, capsys):
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    loaded = []
+    load = evaluation.load_backbone
+    monkeypatch.setattr(evaluation, "load_backbone", lambda name, *rest: loaded.append(name) or load(name, *rest))
+    evaluation._backbone.cache_clear()
+    backbones = [f"local-dir:{tiny_folder}", f"local-dir:{other}"]
+    main(["--backbones", *backbones, "--methods", "CLIP", "ClearCLIP", "--datasets", "voc20", "voc21", *FAST])
+    assert loaded == backbones
+    assert len(results()) == 8
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("CLIP", "ClearCLIP"))]
+    assert sorted(row[:2] for row in rows) == sorted(
+        [method, folder.name] for method in ("CLIP", "ClearCLIP") for folder in (tiny_folder, other)
+    )
+
+
+def test_missing_data_sets_are_reported_and_the_rest_done(tiny_folder, data, capsys):
+    main(["--backbones", f"local-dir:{tiny_folder}", "--methods", "CLIP", *FAST])
+    assert sorted(record["dataset"] for record in results()) == ["voc20", "voc21"]
+    missing = [line for line in capsys.readouterr().err.splitlines() if line.startswith("missing: data set ")]
+    assert {line.split()[3] for line in missing} == set(LAYOUTS) - {"voc20", "voc21"}
+
+
+def test_no_data_set_at_all(data, capsys):
+    shutil.rmtree(data)
+    with pytest.raises(SystemExit) as exit:
+        main(["--datasets", "voc20"])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == (
+        f"missing: data set voc20 not found: no file {data}/VOCdevkit/VOC2012; see datasets/README.md or set "
+        "CLEARCLIP_DATA\n"
+    )
+
+
+def test_failed_runs_do_not_stop_the_rest(tiny_folder, data, capsys):
+    backbones = ["RN50", f"local-dir:{tiny_folder}"]
+    with pytest.raises(SystemExit) as exit:
+        main(["--backbones", *backbones, "--methods", "CLIP:spice=1", "CLIP", "--datasets", "voc20", *FAST])
+    assert exit.value.code == 2
+    (record,) = results()
+    assert record["method"] == "CLIP"
+    out, err = capsys.readouterr()
+    assert f"{record['mIoU']:.2f} (3 img)" in out
+    lines = err.splitlines()
+    assert len([line for line in lines if line.startswith("error: backbone RN50 is not supported")]) == 1
+    assert len([line for line in lines if line.startswith("error: method 'CLIP:spice=1'")]) == 1
+    assert lines[-2:] == ["failed: RN50", f"failed: voc20: CLIP:spice=1, local-dir:{tiny_folder}"]
+
+
+def test_protocols_paths_and_text_embeddings(tiny_folder, data, tiny_backbone):
+    from clearclip.text import embed_names
+    from clearclip.vocabulary import load_vocabulary
+
+    for name in ("voc20", "voc21"):
+        queries = load_vocabulary(ROOT / "configs" / "sclip" / f"cls_{name}.txt").queries
+        embed_names(tiny_backbone, queries, "single").save(f"{name}.single.safetensors")
+    own = Path("cfg_own.py")
+    own.write_text(f'_base_ = "{ROOT}/configs/sclip/cfg_voc21.py"\nmodel = dict(crop=0)\n')
+    main([
+        "--backbones", f"local-dir:{tiny_folder}", "--methods", "SCLIP", "--protocol", "sclip",
+        "--datasets", "voc20", str(own), "--text-embeddings", "{dataset}.single.safetensors", *FAST,
+    ])  # fmt: skip
+    voc20, voc21 = results()
+    assert [voc20["protocol"], voc21["protocol"]] == ["sclip", "sclip"]
+    assert [voc20["text"], voc21["text"]] == ["voc20.single.safetensors", "voc21.single.safetensors"]
+    assert [voc20["settings"]["crop"], voc21["settings"]["crop"]] == [224, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--datasets", "voc22"], "cfg_voc22.py; protocol 'clearclip' has ade20k,"),
+        (["--protocol", "clip"], "protocol 'clip' has no configs at all"),
+        (["--methods", "CLIP", "CLAP"], "unknown method 'CLAP'"),
+        (["--cfg-options", "model.crop"], "must be KEY=VALUE"),
+        (["--cfg-options", "model.corp=3"], "no setting model.corp"),
+    ],
+)
+def test_mistakes_are_found_before_any_run(arguments, message, data, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert message in single_error(capsys.readouterr().err)
+    assert not results()

@@ -1,0 +1,127 @@
+"""The MMSeg side of a `Segmenter`: segmentor, metric and the hook that saves pictures."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from mmengine.structures import PixelData
+from PIL import Image
+
+from clearclip.evaluation.results import write_result
+from clearclip.evaluation.segmentor import ClassIoUMetric, OpenVocabSegmentor, SaveOverlayHook
+from clearclip.segmenter import Segmenter
+from clearclip.text import TextEmbeddings
+
+# isort: split
+from mmseg.structures import SegDataSample
+
+CLASSES = ("cat", "dog ", "tree", "sky")
+
+
+def metric():
+    metric = ClassIoUMetric(iou_metrics=["mIoU"])
+    metric.dataset_meta = {"classes": CLASSES}
+    return metric
+
+
+def sample(truth, labels):
+    return {"gt_sem_seg": {"data": torch.from_numpy(truth)[None]}, "pred_sem_seg": {"data": torch.from_numpy(labels)}}
+
+
+def class_ious(truth, labels):
+    """IoU of each class in percent, NaN where it does not occur; pixels of truth 255 do not count."""
+    truth, labels = truth[truth != 255], labels[truth != 255]
+    both = [np.sum((truth == c) & (labels == c)) for c in range(len(CLASSES))]
+    either = [np.sum((truth == c) | (labels == c)) for c in range(len(CLASSES))]
+    return [100 * b / e if e else np.nan for b, e in zip(both, either)]
+
+
+truths = arrays(np.uint8, (3, 5, 7), elements=st.sampled_from([0, 1, 2, 3, 255]))
+predictions = arrays(np.uint8, (3, 5, 7), elements=st.sampled_from([0, 1, 2, 3]))
+
+
+@given(truths, predictions)
+def test_metric_equals_a_plain_count(truth, labels):
+    if (truth == 255).all():
+        truth[0, 0, 0] = 0
+    whole = metric()
+    whole.process({}, [sample(t, p) for t, p in zip(truth, labels)])
+    result = whole.evaluate(len(truth))
+    expected = class_ious(truth, labels)
+    assert list(result["IoU"]) == ["cat", "dog", "tree", "sky"]
+    np.testing.assert_allclose(list(result["IoU"].values()), expected, rtol=1e-12)
+    assert result["mIoU"] == pytest.approx(np.nanmean(expected), rel=1e-12)
+    counted = truth != 255
+    assert result["aAcc"] == pytest.approx(100 * (truth == labels)[counted].mean(), rel=1e-12)
+    accuracies = [100 * (labels[truth == c] == c).mean() for c in range(4) if (truth == c).any()]
+    assert result["mAcc"] == pytest.approx(np.mean(accuracies), rel=1e-12)
+
+
+def test_pixels_are_counted_as_integers():
+    """In float32, 2²⁴ + 1 is 2²⁴."""
+    result = metric().compute_metrics(
+        [tuple(torch.tensor([count, 0.0, 0.0, 0.0]) for count in counts) for counts in ((2.0**24,) * 4, (0, 1, 1, 1))]
+    )
+    assert result["IoU"]["cat"] == 100 * 2**24 / (2**24 + 1) < 100
+
+
+def test_class_that_does_not_occur_is_null_and_out_of_the_mean(tmp_path):
+    truth = np.array([[0, 1], [1, 255]], np.uint8)
+    labels = np.array([[0, 0], [1, 3]], np.uint8)  # sky only where the truth is unknown
+    counted = metric()
+    counted.process({}, [sample(truth, labels)])
+    result = counted.evaluate(1)
+    assert result["mIoU"] == pytest.approx(50)
+    path = write_result({"per_class_IoU": result["IoU"]}, tmp_path)
+    assert json.loads(path.read_text()) == {"per_class_IoU": {"cat": 50, "dog": 50, "tree": None, "sky": None}}
+
+
+def data_sample(image, path="/nowhere/a.jpg"):
+    sample = SegDataSample(metainfo={"ori_shape": image.shape[:2], "img_path": str(path)})
+    sample.gt_sem_seg = PixelData(data=torch.zeros(1, *image.shape[:2], dtype=torch.uint8))
+    return sample
+
+
+@pytest.fixture(scope="module")
+def images():
+    random = np.random.default_rng(1)
+    return [random.integers(0, 256, shape, np.uint8) for shape in ((70, 96, 3), (64, 48, 3))]
+
+
+def test_segmentor_gives_the_labels_of_a_segmenter(tiny_backbone, images, tmp_path):
+    classes = tmp_path / "classes.txt"
+    classes.write_text("cat\ndog, puppy\nsky\n")
+    rows = torch.randn(4, tiny_backbone.dim, generator=torch.Generator().manual_seed(0))
+    text = TextEmbeddings(("sky", "puppy", "cat", "dog"), torch.nn.functional.normalize(rows, dim=1))
+    settings = dict(backbone=tiny_backbone, text_embeddings=text, crop=64, stride=32, threshold=0.4)
+    bgr = [torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1) for image in images]
+
+    segmentor = OpenVocabSegmentor(str(classes), **settings)
+    samples = segmentor.test_step({"inputs": bgr, "data_samples": [data_sample(image) for image in images]})
+    segmenter = Segmenter(**settings, short_side=0)
+    for sample, image in zip(samples, images):
+        expected = segmenter(image, ["cat", "dog, puppy", "sky"]).labels
+        np.testing.assert_array_equal(sample.pred_sem_seg.data[0].numpy(), expected)
+        assert len(np.unique(expected)) > 1
+
+
+def test_pictures_show_image_truth_and_prediction(images, tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(images[0]).save(path)
+    sample = data_sample(images[0], path)
+    sample.gt_sem_seg.data[:, :30] = 255
+    sample.pred_sem_seg = PixelData(data=torch.ones(1, 70, 96, dtype=torch.uint8))
+    dataset = SimpleNamespace(metainfo={"classes": ("cat", "dog")})
+    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset))
+
+    SaveOverlayHook(str(tmp_path / "show")).after_test_iter(runner, 0, outputs=[sample])
+    with Image.open(tmp_path / "show" / "photo.png") as picture:
+        assert picture.width > 3 * 96
+        pixels = np.asarray(picture.convert("RGB"))
+    top, left = np.argwhere((pixels == images[0][0, 0]).all(axis=-1))[0]
+    np.testing.assert_array_equal(pixels[top : top + 70, left : left + 96], images[0])
