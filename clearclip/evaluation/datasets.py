@@ -69,7 +69,7 @@ def check_dataset(config: Config) -> BaseSegDataset:
     root = Path(settings["data_root"])
     parts = [*settings["data_prefix"].values(), settings.get("ann_file", ""), settings.get("class_file", "")]
     _check_exist(config, [root, *(root / part for part in parts)])
-    dataset = DATASETS.build({**settings, "pipeline": [], "lazy_init": True})
+    dataset = DATASETS.build({**settings, "pipeline": [], "lazy_init": True, "_scope_": "mmseg"})
     samples = dataset.load_data_list()
     if not samples:
         raise _not_found(config, f"no image *{dataset.img_suffix} in {dataset.data_prefix['img_path']}")

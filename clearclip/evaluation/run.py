@@ -22,7 +22,7 @@ from clearclip.evaluation.datasets import check_dataset
 from clearclip.evaluation.results import Result, write_result
 from clearclip.evaluation.segmentor import OpenVocabSegmentor
 from clearclip.methods import parse_method
-from clearclip.paths import atomic_write
+from clearclip.paths import atomic_write, data_root
 from clearclip.refine import split_refinement
 from clearclip.segmenter import Segmenter
 from clearclip.vocabulary import load_vocabulary
@@ -40,7 +40,7 @@ def load_config(path: str, model: dict | None = None, overrides: dict | None = N
     if not Path(path).is_file():
         raise UserError(f"config {path} does not exist; configs/ holds one file a benchmark")
     # MMEngine puts the variable into the config as it stands: unexpanded, and empty where it is set to nothing.
-    os.environ["CLEARCLIP_DATA"] = Path(os.environ.get("CLEARCLIP_DATA") or "data").expanduser().as_posix()
+    os.environ["CLEARCLIP_DATA"] = data_root().as_posix()
     try:
         config = Config.fromfile(path)
         config.benchmark.name, config.benchmark.protocol, config.test_dataloader.dataset.data_root  # noqa: B018
