@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearclip.backbone import merge_heads, split_heads  # noqa: F401
+from clearclip.backbone import merge_heads, split_heads  # noqa: F401 - beside `mix`, where methods look for them
 from clearclip.errors import UserError
 
 TERMS = ("qk", "qq", "kk", "vv", "identity")

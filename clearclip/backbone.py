@@ -105,7 +105,7 @@ class Backbone(nn.Module):
         """Normalised images [B, 3, H, W] to the tokens [B, 1+N, D] that enter the last block."""
         tokens = self.embed(images)
         for block in self.blocks[:-1]:
-            tokens = block(tokens)
+            tokens = run_block(block, tokens)
         return tokens
 
     def grid(self, images: Tensor) -> tuple[int, int]:
@@ -119,7 +119,13 @@ class Backbone(nn.Module):
     @functools.cached_property
     def text_tower(self) -> nn.Module:
         """The text tower, loaded when first used. Raises UserError where the checkpoint has none."""
-        return self.load_text_tower().to(self.device, self.dtype).eval().requires_grad_(False)
+        try:
+            return self.load_text_tower().to(self.device, self.dtype).eval().requires_grad_(False)
+        except OSError as error:  # a text tower of transformers looks for its configuration on the hub
+            raise UserError(
+                f"the text tower of {self.name} cannot be built ({' '.join(str(error).split())[:200]}); fill the hub's "
+                "cache, or give text embeddings from a file (--text-embeddings)"
+            ) from error
 
     def load_image_tower(self) -> nn.Module:
         """OpenCLIP's image tower with the checkpoint's weights, float32 on the CPU."""
@@ -145,20 +151,77 @@ class Backbone(nn.Module):
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token ids [P, L], cut to any L that keeps each end-of-text token, to embeddings [P, dim], not normalised.
 
-        The transformer is causal, so columns after the end-of-text token cannot change its output: fewer
-        columns give the same embeddings. Towers that pool otherwise get their full context back.
+        The transformer is causal: a token's state depends on what stands before it alone. So columns after the
+        end-of-text token are not needed, and prompts that begin alike share their states up to where they part.
+        Towers that pool otherwise get their full context back.
         """
         tower = self.text_tower
-        tokens = tokens.to(self.device)
         if not can_trim(tower):
             full = F.pad(tokens, (0, tower.context_length - tokens.shape[1]), value=getattr(tower, "pad_id", 0))
-            return tower(full)
-        length = tokens.shape[1]
-        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]  # [P, L, D]
-        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        x = tower.ln_final(x[torch.arange(len(x)), tokens.argmax(dim=-1)])  # the end-of-text id is the largest
+            return tower(full.to(self.device))
+        end = tokens.argmax(dim=1)  # the end-of-text id is the largest
+        state, first = (index.to(self.device) for index in shared_prefixes(tokens, end))
+        tokens, end = tokens.to(self.device), end.to(self.device)
+        x = tower.token_embedding(tokens) + tower.positional_embedding[: tokens.shape[1]]  # [P, L, D]
+        x = x.flatten(0, 1)[first]  # [S, D], one row a state
+        for block in tower.transformer.resblocks:
+            # Attention alone sees whole prompts: [P, heads, L, d], and [S, heads, d] again after it.
+            q, k, v = (part[0][:, state].transpose(0, 1) for part in split_heads(block, x[None]))
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            mixed = mixed.transpose(1, 2).flatten(0, 1)[first]
+            x = feed_forward(block, x + merge_heads(block, mixed.transpose(0, 1)[None])[0])
+        x = tower.ln_final(x[state[torch.arange(len(end)), end]])
         projection = tower.text_projection
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection  # [P, dim]
+
+
+def split_heads(block, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, heads, 1+N, d] of a residual block for its input tokens [B, 1+N, D]."""
+    attn = block.attn
+    qkv = F.linear(block.ln_1(tokens), attn.in_proj_weight, attn.in_proj_bias)  # [B, 1+N, 3·D]
+    return qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def merge_heads(block, mixed: Tensor) -> Tensor:
+    """Mixed values [B, heads, 1+N, d] through the block's output projection: [B, 1+N, D]."""
+    return block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
+
+
+def run_block(block: nn.Module, tokens: Tensor) -> Tensor:
+    """A residual block as it was trained, [B, 1+N, D] to the same: `block(tokens)` to rounding, but faster.
+
+    On a CPU the inference path of nn.MultiheadAttention stores the attention weights.
+    """
+    mixed = F.scaled_dot_product_attention(*split_heads(block, tokens))
+    return feed_forward(block, tokens + merge_heads(block, mixed))
+
+
+def feed_forward(block: nn.Module, tokens: Tensor) -> Tensor:
+    """The second half of a residual block, its skip connection included: [..., D] to the same."""
+    hidden = block.mlp.c_fc(block.ln_2(tokens))
+    if type(block.mlp.gelu).__name__ == "QuickGELU":
+        # x · sigmoid(1.702 x) is silu(1.702 x) / 1.702; OpenCLIP's allocates the hidden width three times.
+        hidden = F.silu(hidden.mul_(1.702), inplace=True).div_(1.702)
+    else:
+        hidden = block.mlp.gelu(hidden)
+    return tokens + block.ls_2(block.mlp.c_proj(hidden))
+
+
+def shared_prefixes(tokens: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct beginnings of prompts [P, L] that end at the columns `end` [P].
+
+    Returns which of the S beginnings stops at each token, [P, L], and where each is first found, [S], an index into
+    the flattened tokens. What follows an end counts as one beginning per column.
+    """
+    beginning, found, count = torch.zeros_like(end), [], 0
+    for column, ids in enumerate(tokens.T):
+        key = torch.where(column <= end, beginning * (int(tokens.max()) + 1) + ids, -1)
+        distinct, beginning = key.unique(return_inverse=True)
+        found.append(beginning + count)
+        count += len(distinct)
+    state = torch.stack(found, dim=1)  # [P, L]
+    position = torch.arange(state.numel(), device=state.device)
+    return state, position.new_empty(count).scatter_reduce_(0, state.flatten(), position, "amin", include_self=False)
 
 
 def _skeleton(config: dict, text_config: dict) -> nn.Module:
@@ -209,9 +272,11 @@ def _text_tower(checkpoint: Checkpoint) -> nn.Module:
 
 
 def can_trim(tower: nn.Module) -> bool:
-    """Whether a text tower reads only its end-of-text token, through a causal mask."""
+    """Whether a text tower reads only its end-of-text token, through a causal mask, in plain residual blocks."""
+    blocks = getattr(getattr(tower, "transformer", None), "resblocks", ())
     return (
-        getattr(tower, "pool_type", "") == "argmax"
+        all(type(block).__name__ == "ResidualAttentionBlock" for block in blocks)
+        and getattr(tower, "pool_type", "") == "argmax"
         and getattr(tower, "attn_mask", None) is not None
         and getattr(tower, "cls_emb", None) is None
         and tower.text_projection is not None

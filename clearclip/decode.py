@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BAND_BYTES = 16 << 20  # of scores at once: small beside the image, large enough for the matrix product
+BAND_BYTES = 1 << 20  # of scores at once on a CPU, whose second-level cache should hold them
+DEVICE_BAND_BYTES = 64 << 20  # elsewhere, where a launch costs more than memory does
+BAND_ROWS = 32  # so many at once let the matrix product reuse what it reads
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,8 @@ class Decoder:
 
     Softmax over queries of `temperature` × score; a class has the largest probability of its queries; a pixel
     takes its best class, the lowest index on ties; below `threshold` it takes class 0. Classes other than 0
-    whose share of the pixels labelled other than 0 does not exceed `area_threshold` lose their probability
-    first (SCLIP).
+    that are best in no more than `area_threshold` of the pixels where such a class is best lose their
+    probability first (SCLIP).
     """
 
     query_class: tuple[int, ...]
@@ -32,57 +34,69 @@ class Decoder:
     def num_classes(self) -> int:
         return max(self.query_class) + 1
 
-    @property
-    def has_synonyms(self) -> bool:
-        return len(self.query_class) > self.num_classes
-
     def labels(self, scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Tiled scores [Q, a, b] and operators [H, a], [W, b] to labels [H, W], uint8 where they fit, else int16."""
-        labels = self._labels(scores, rows, columns, None)
+        kept = [True] * self.num_classes
         if self.area_threshold > 0:
-            area = torch.bincount(labels.flatten().int(), minlength=self.num_classes)[1:]
-            small = area <= self.area_threshold * area.sum()
-            if (small & (area > 0)).any():
-                kept = torch.cat([small.new_ones(1), ~small])
-                labels = self._labels(scores, rows, columns, kept)
-        return labels
+            best = self._labels(scores, rows, columns, 0.0, kept)
+            area = torch.bincount(best.flatten().int(), minlength=self.num_classes)[1:]
+            kept[1:] = (area > self.area_threshold * area.sum()).tolist()
+        return self._labels(scores, rows, columns, self.threshold, kept)
 
-    def _labels(self, scores: Tensor, rows: Tensor, columns: Tensor, kept: Tensor | None) -> Tensor:
+    def _labels(self, scores: Tensor, rows: Tensor, columns: Tensor, threshold: float, kept: list[bool]) -> Tensor:
+        # With queries in the order of their classes the first best query belongs to the lowest best class, and
+        # neither synonyms nor softmax nor temperature change which one that is. Classes not kept come last.
+        order = sorted(range(len(self.query_class)), key=lambda q: (not kept[self.query_class[q]], self.query_class[q]))
+        candidates = sum(kept[index] for index in self.query_class)
         dtype = torch.uint8 if self.num_classes <= 256 else torch.int16
+        classes = torch.tensor(self.query_class, dtype=dtype, device=scores.device)[order]
         labels = torch.empty(len(rows), len(columns), dtype=dtype, device=scores.device)
-        # Without a threshold neither softmax nor temperature can change which class is best.
-        need_probabilities = self.threshold > 0 or kept is not None
-        for start, band in self._bands(scores, rows, columns):
-            classes = self._classes(band.softmax(dim=0) if need_probabilities else band)  # [C, r, W]
-            if kept is not None:
-                classes = classes * kept[:, None, None]
-            best, index = classes.max(dim=0)
-            if self.threshold > 0:
-                index = index.masked_fill(best < self.threshold, 0)
-            labels[start : start + len(index)] = index.to(dtype)
+        for y, x, band in _bands(scores.float().permute(1, 2, 0)[..., order], rows, columns):
+            query = _argmax(band[..., :candidates])  # [r, w]
+            label = classes[query]
+            if threshold > 0:
+                # The best probability is 1 / Σ exp(score - best score): the softmax itself is never needed.
+                best = band.gather(-1, query[..., None])
+                label[1 / band.sub_(best).mul_(self.temperature).exp_().sum(dim=-1) < threshold] = 0
+            labels[y, x] = label
         return labels
 
     def probabilities(self, scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Class probabilities [C, H, W] in float32, before any threshold. This does store what `labels` avoids."""
-        bands = [self._classes(band.softmax(dim=0)) for _, band in self._bands(scores, rows, columns)]
-        return torch.cat(bands, dim=1)
+        classes = torch.tensor(self.query_class, device=scores.device)[:, None, None]
+        out = scores.new_zeros(self.num_classes, len(rows), len(columns), dtype=torch.float32)
+        for y, x, band in _bands(scores.float().permute(1, 2, 0).contiguous(), rows, columns):
+            queries = band.mul_(self.temperature).softmax(dim=-1).permute(2, 0, 1)  # [Q, r, w]
+            out[:, y, x] = out[:, y, x].scatter_reduce(0, classes.expand_as(queries), queries, "amax")
+        return out
 
-    def _bands(self, scores: Tensor, rows: Tensor, columns: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Bands of output rows: (first row, temperature × scores [Q, r, W])."""
-        scores = scores.float() * self.temperature
-        height = max(1, BAND_BYTES // (4 * len(scores) * len(columns)))
-        across = scores @ columns.T  # [Q, a, W]
-        for start in range(0, len(rows), height):
-            yield start, torch.einsum("ra,qaw->qrw", rows[start : start + height], across)
 
-    def _classes(self, queries: Tensor) -> Tensor:
-        """The largest of each class's queries: [Q, r, W] to [C, r, W]."""
-        if not self.has_synonyms:
-            return queries if self.query_class == tuple(range(self.num_classes)) else queries[self._order()]
-        index = torch.tensor(self.query_class, device=queries.device)
-        shape = (self.num_classes, *queries.shape[1:])
-        expanded = index[:, None, None].expand_as(queries)
-        return queries.new_full(shape, -torch.inf).scatter_reduce_(0, expanded, queries, "amax")
+def _bands(scores: Tensor, rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """From scores [a, b, Q], pieces [r, w, Q] at full size, with their rows and columns; each overwrites the last.
 
-    def _order(self) -> list[int]:
-        return sorted(range(len(self.query_class)), key=self.query_class.__getitem__)
+    The queries of a pixel lie side by side in memory, so that comparing them needs no strides.
+    """
+    height, width, queries = len(rows), len(columns), scores.shape[-1]
+    size = (BAND_BYTES if scores.device.type == "cpu" else DEVICE_BAND_BYTES) // 4
+    w = min(width, max(1, size // (queries * BAND_ROWS)))
+    r = min(height, max(1, size // (queries * w)))
+    buffer = scores.new_empty(r * w * queries)
+    bands = [(slice(y, y + r), *_nonzero(rows[y : y + r])) for y in range(0, height, r)]
+    for x in range(0, width, w):
+        operator, used = _nonzero(columns[x : x + w])
+        across = (operator @ scores[:, used]).flatten(1)  # [a, w · Q]
+        for y, operator, used in bands:
+            band = buffer[: len(operator) * across.shape[1]].view(len(operator), -1)
+            torch.mm(operator, across[used], out=band)
+            yield y, slice(x, x + w), band.unflatten(1, (-1, queries))
+
+
+def _nonzero(operator: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of an operator's rows that are not all zero, and their indices: neighbouring rows share a few."""
+    used = operator.any(dim=0).nonzero().flatten()
+    return operator[:, used], used
+
+
+def _argmax(scores: Tensor) -> Tensor:
+    """Arg-max over the last axis, the first of equals. On a CPU NumPy's is vectorised, that of torch is not."""
+    return torch.from_numpy(scores.numpy().argmax(-1)) if scores.device.type == "cpu" else scores.argmax(dim=-1)

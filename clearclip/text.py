@@ -121,8 +121,11 @@ def embed_names(
             rows, note = _embed(backbone, unique, templates), f"mean of {len(templates)} templates"
         known = TextEmbeddings(unique, rows, f"{backbone.name} {backbone.tag}", note)
         if cache:
-            known.save(path)
-            known = TextEmbeddings.load(path)  # normalised once more: the first run gives what later ones will
+            try:
+                known.save(path)
+                known = TextEmbeddings.load(path)  # normalised once more: the first run gives what later ones will
+            except OSError as error:
+                log.warning("text embeddings are not kept: %s; set CLEARCLIP_CACHE to a folder to write to", error)
     row = {name: index for index, name in enumerate(unique)}
     return TextEmbeddings(tuple(names), known.embeddings[[row[name] for name in names]], known.model, known.note)
 
