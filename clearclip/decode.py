@@ -1,10 +1,14 @@
 """Scores to labels: synonyms, temperature and threshold, streamed so that [classes, H, W] is never stored."""
 
-from collections.abc import Iterator
+import functools
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 BAND_BYTES = 1 << 20  # of scores at once on a CPU, whose second-level cache should hold them
 DEVICE_BAND_BYTES = 64 << 20  # elsewhere, where a launch costs more than memory does
@@ -50,8 +54,11 @@ class Decoder:
         candidates = sum(kept[index] for index in self.query_class)
         dtype = torch.uint8 if self.num_classes <= 256 else torch.int16
         classes = torch.tensor(self.query_class, dtype=dtype, device=scores.device)[order]
+        scores = scores.float().permute(1, 2, 0)[..., order]  # [a, b, Q]
+        if threshold <= 0 and (fused := _fused_kernel(scores.device)):
+            return classes[fused(scores[..., :candidates], rows, columns).long()]
         labels = torch.empty(len(rows), len(columns), dtype=dtype, device=scores.device)
-        for y, x, band in _bands(scores.float().permute(1, 2, 0)[..., order], rows, columns):
+        for y, x, band in _bands(scores, rows, columns):
             query = _argmax(band[..., :candidates])  # [r, w]
             label = classes[query]
             if threshold > 0:
@@ -100,3 +107,21 @@ def _nonzero(operator: Tensor) -> tuple[Tensor, Tensor]:
 def _argmax(scores: Tensor) -> Tensor:
     """Arg-max over the last axis, the first of equals. On a CPU NumPy's is vectorised, that of torch is not."""
     return torch.from_numpy(scores.numpy().argmax(-1)) if scores.device.type == "cpu" else scores.argmax(dim=-1)
+
+
+@functools.lru_cache(maxsize=16)
+def _fused_kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """The Triton kernel for a GPU on which it has just given the right answer: it needs a C compiler, for one."""
+    if device.type != "cuda":
+        return None
+    try:
+        from clearclip.kernels import best_query
+
+        scores, rows, columns = (torch.rand(shape, device=device) for shape in ((5, 4, 70), (40, 5), (50, 4)))
+        ((_, _, band),) = _bands(scores, rows, columns)
+        if (best_query(scores, rows, columns) == band.argmax(dim=-1)).float().mean() > 0.99:  # but for rounding
+            return best_query
+        log.warning("the fused kernel gives wrong labels on %s; using the slower path", device)
+    except Exception as error:  # whatever a compiler raises
+        log.warning("no fused kernel on %s (%s); using the slower path", device, type(error).__name__)
+    return None

@@ -71,7 +71,7 @@ def cut(image: Tensor, plan: Plan) -> Tensor:
         rows.before, rows.padded - rows.size - rows.before,
     )  # fmt: skip
     windows = [image[:, y : y + rows.size, x : x + columns.size] for y in rows.starts for x in columns.starts]
-    return F.pad(torch.stack(windows), padding)
+    return F.pad(torch.stack(windows), padding) if any(padding) else torch.stack(windows)
 
 
 def _resize_matrix(source: int, target: int) -> Tensor:
