@@ -36,7 +36,7 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], mode: str = "offset") -> Tensor:
-    """Bicubic resampling of a position embedding [1+G·G, D] (class token first) to [1+h·w, D].
+    """Resampling of a position embedding [1+G·G, D] (class token first) to [1+h·w, D], bicubic but for `bilinear`.
 
     `offset` passes the scale (h + 0.1) / G to the sampler, as the published pipelines do: the sampling points
     then lie slightly off those of the plain `size` mode, and their numbers depend on it. `antialias` is `size`
@@ -52,8 +52,10 @@ def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], mode: st
         patches = F.interpolate(patches, scale_factor=scale, mode="bicubic")
     elif mode in ("size", "antialias"):
         patches = F.interpolate(patches, size=grid, mode="bicubic", antialias=mode == "antialias")
+    elif mode == "bilinear":
+        patches = F.interpolate(patches, size=grid, mode="bilinear")
     else:
-        raise ValueError(f"unknown position embedding mode {mode!r}; use offset, size or antialias")
+        raise ValueError(f"unknown position embedding mode {mode!r}; use offset, size, antialias or bilinear")
     return torch.cat([class_token, patches.flatten(2)[0].T])  # [1 + h·w, D]
 
 
