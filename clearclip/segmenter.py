@@ -136,10 +136,12 @@ class Segmenter:
         else:
             text = embed_names(self.backbone, vocabulary.queries, self.templates).embeddings
             query_class = vocabulary.query_class
-        return Queries(text.to(self.device), query_class, vocabulary.classes)
+        text = self.method.prepare(text.to(self.device), query_class, self.temperature)
+        return Queries(text, query_class, vocabulary.classes)
 
     def decoder(self, queries: Queries) -> Decoder:
-        return Decoder(queries.query_class, self.temperature, self.threshold, self.area_threshold)
+        """What turns scores into labels for these queries, as the method wants it."""
+        return self.method.decoder(queries.query_class, self.temperature, self.threshold, self.area_threshold)
 
     def segment(self, images: Sequence[Tensor], shapes: Sequence[tuple[int, int]], queries: Queries) -> list[Tensor]:
         """Resized RGB images [3, h, w], uint8, to labels [H, W] at the given original shapes, on the device."""

@@ -15,6 +15,17 @@ TEMPLATES = {
     "imagenet80": "OPENAI_IMAGENET_TEMPLATES",
     "imagenet7": "SIMPLE_IMAGENET_TEMPLATES",
     "single": ("a photo of a {}.",),
+    "car15": (  # CLIPer's "car"
+        "a clean origami {}.",
+        "a photo of a {}.",
+        "This is a photo of a {}",
+        "There is a {} in the scene",
+        "There is the {} in the scene",
+        "a photo of a {} in the scene",
+        *(f"a photo of a {size} {{}}." for size in ("small", "medium", "large")),
+        *(f"This is a photo of a {size} {{}}." for size in ("small", "medium", "large")),
+        *(f"There is a {size} {{}} in the scene." for size in ("small", "medium", "large")),
+    ),
 }
 
 

@@ -90,6 +90,7 @@ def test_template_sets_are_the_library_s():
     assert {key: len(load_templates(key)) for key in TEMPLATES} == {
         "imagenet80": 80,
         "imagenet7": 7,
+        "car15": 15,
         "single": 1,
     }
     for key, library in (

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip.backbone import Backbone
+from clearclip.decode import Decoder
 from clearclip.errors import UserError
 
 
@@ -31,6 +32,14 @@ class Method:
         """
         features = F.normalize(self.features(images).float(), dim=-1)
         return (features @ text.to(features).T).permute(0, 3, 1, 2)  # [B, Q, h, w]
+
+    def prepare(self, text: Tensor, query_class: tuple[int, ...], temperature: float) -> Tensor:
+        """The text that `scores` takes, from that of the queries [Q, dim]: the same, but for methods that add to it."""
+        return text
+
+    def decoder(self, query_class: tuple[int, ...], temperature: float, threshold: float, area_threshold: float):
+        """What turns scores into labels: `clearclip.decode.Decoder`, but for methods that label in their own way."""
+        return Decoder(query_class, temperature, threshold, area_threshold)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,286 @@
+"""CLIPer (Sun et al., ICCV 2025): every layer's tokens through the last block, with the attention of all before it.
+
+The query-key attention of the blocks before the last, summed and balanced so that no token draws more than others,
+takes the place of the last block's own. Not only the tokens that enter the last block go through it, but those of
+every layer; each layer is classified, one layer's maps are sharpened and carried along the attention, and the mean
+of all layers is added. Optionally the maps then follow the self-attention of Stable Diffusion, or DINO's features.
+
+CLIPer labels in its own way, `ImageLevelDecoder`. Three habits of the authors' code bear on its numbers and are
+reproduced: the attention is balanced once more for every layer, so that layer l uses one that was balanced l + 1
+times (`iterate=False`: once); the tokens of all layers but the last are normalised twice, by their own block and by
+the last; and what is below the threshold in the selected layer is missing in the mean as well.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clearclip import windows
+from clearclip.backbone import Backbone, feed_forward, merge_heads, split_heads
+from clearclip.errors import UserError
+from clearclip.methods import Method, register
+from clearclip.methods.proxyclip import ProxyCLIP
+from clearclip.refine.diffusion import MODELS, DiffusionAttention
+
+ATTENTIONS = ("fused", "qk", "qq", "kk", "vv", "identity")
+STRIDE = 112  # of windows, in pixels
+
+
+class CLIPer(Method):
+    """Class maps of CLIPer, whose softmax over names is a part of the method.
+
+    - `attention`: "fused", or for comparison the last block's own: qk, qq, kk, vv, identity.
+    - `select`: the layer whose maps are carried along the attention, −1 the last.
+    - `attention_threshold`: of that layer, what is below this share of a map's largest value is set to 0; the same
+      threshold is that of the diffusion model's attention.
+    - `iterate`: balance the attention once more for every layer, as published, or once for all.
+    - `window`: the size in pixels of windows, every 112 pixels, whose probabilities are mixed in equal parts with
+      those of the whole image, before the maps are carried; 0: none.
+    - `background`: class 0 is no class but a list of background words, whose probability is dropped.
+    - `score_threshold`, `normalise`: see `ImageLevelDecoder`.
+    - `refine`: a Stable Diffusion ("sd21", "sd15", "sd14" or what else `DiffusionAttention` reads), a vision model
+      as ProxyCLIP reads it ("dino_vitb8"), or a function from an image [3, H, W], normalised, and maps [Q, h, w] to
+      maps; None: nothing. `refine_weights` is the vision model's file, `combine` how diffusion's heads act.
+
+    The whole image goes through at once (`crop=0`). The position embedding is resampled bilinearly.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        attention: str = "fused",
+        select: int = -1,
+        attention_threshold: float = 0.1,
+        iterate: bool = True,
+        window: int = 0,
+        background: bool = False,
+        score_threshold: float = 0.0,
+        normalise: bool = False,
+        refine: str | Callable[[Tensor, Tensor], Tensor] | None = None,
+        refine_weights: str | None = None,
+        combine: str | int = "product",
+    ):
+        super().__init__(backbone)
+        depth = len(backbone.blocks)
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, not {attention!r}")
+        if type(select) is not int or not -depth <= select < depth:
+            raise ValueError(f"select must be the index of one of {depth} layers, not {select!r}")
+        patch = backbone.patch_size
+        if type(window) is not int or window < 0 or (window and (window % patch or STRIDE % patch)):
+            raise ValueError(f"window must be 0 or, as {STRIDE} must, a multiple of the patch, {patch}, not {window!r}")
+        for name, switch in (("iterate", iterate), ("background", background), ("normalise", normalise)):
+            if switch not in (True, False):
+                raise ValueError(f"{name} must be True or False, not {switch!r}")
+        self.attention, self.select, self.iterate, self.window = attention, select, iterate, window
+        self.background, self.normalise = background, normalise
+        self.attention_threshold, self.score_threshold = float(attention_threshold), float(score_threshold)
+        if refine is not None and not callable(refine):
+            refine = self._refinement(str(refine), refine_weights, combine)
+        self.refine = refine
+
+    def prepare(self, text: Tensor, query_class: tuple[int, ...], temperature: float) -> Tensor:
+        """The text [Q+1, dim] that `scores` takes: rows of length `temperature`, last the mean of all classes.
+
+        That mean takes the probability of what could be any class.
+        """
+        foreground = [row for row, index in enumerate(query_class) if index > 0 or not self.background]
+        if not foreground:
+            raise UserError("CLIPer with background=True takes class 0 for background words; name a class after it")
+        return temperature * torch.cat([text, F.normalize(text[foreground].mean(dim=0, keepdim=True), dim=-1)])
+
+    def decoder(
+        self, query_class: tuple[int, ...], temperature: float, threshold: float, area_threshold: float
+    ) -> "ImageLevelDecoder":
+        if area_threshold:
+            raise UserError("CLIPer decides which classes are in an image by their scores; set area_threshold to 0")
+        return ImageLevelDecoder(query_class, threshold, self.score_threshold, self.normalise, self.background)
+
+    def features(self, images: Tensor) -> Tensor:
+        grid = self.backbone.grid(images)
+        return torch.stack([self.layers(image)[0][-1, 1:].unflatten(0, grid) for image in images])
+
+    def scores(self, images: Tensor, text: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] and prepared text [Q+1, dim] to maps [B, Q, h, w], float32.
+
+        A map's largest value is its query's score for the whole image.
+        """
+        return torch.stack([self.maps(image, text) for image in images])
+
+    def maps(self, image: Tensor, text: Tensor) -> Tensor:
+        """One image [3, H, W] and prepared text [Q+1, dim] to maps [Q, h, w]; with `refine`, on its grid."""
+        features, attention = self.layers(image)
+        probabilities = layer_scores(features, text).softmax(dim=1)  # [L, Q+1, N]
+        if self.window:
+            probabilities = (probabilities + self.window_scores(image, text).softmax(dim=1)) / 2
+        selected = probabilities[self.select]
+        selected[selected < self.attention_threshold * selected.amax(dim=1, keepdim=True)] = 0
+        coarse = selected @ attention + probabilities.mean(dim=0)
+        coarse = coarse[:-1].unflatten(1, self.backbone.grid(image[None]))  # [Q, h, w]
+        if self.refine is None:
+            return coarse
+        refined = self.refine(image, coarse)
+        largest = refined.amax(dim=(1, 2), keepdim=True)
+        level = (largest + coarse.amax(dim=(1, 2), keepdim=True)) / 2
+        return refined * (level / largest.clamp(min=1e-12))
+
+    def window_scores(self, image: Tensor, text: Tensor) -> Tensor:
+        """Scores [L, Q+1, N] of an image [3, H, W] from windows.
+
+        Scores are averaged where windows overlap, attentions for every pair of patches that share a window, and then
+        the scores are carried along the attention, as the maps of the whole image will be.
+        """
+        patch, grid = self.backbone.patch_size, self.backbone.grid(image[None])
+        plan = windows.plan(*image.shape[1:], self.window, STRIDE, patch)
+        h, w = (side // patch for side in plan.window_shape)
+        corners = [(y // patch, x // patch) for y in plan.rows.starts for x in plan.columns.starts]
+        scores = text.new_zeros(len(self.backbone.blocks), len(text), *grid, dtype=torch.float32)
+        attention = scores.new_zeros(*grid, *grid)
+        count, pairs = torch.zeros_like(scores[0, 0]), torch.zeros_like(attention)
+        for (y, x), window in zip(corners, windows.cut(image, plan)):
+            rows, columns = slice(y, y + h), slice(x, x + w)
+            features, weights = self.layers(window)
+            scores[:, :, rows, columns] += layer_scores(features, text).unflatten(2, (h, w))
+            attention[rows, columns, rows, columns] += weights.reshape(h, w, h, w)
+            count[rows, columns] += 1
+            pairs[rows, columns, rows, columns] += 1
+        attention = (attention / pairs.clamp(min=1)).flatten(0, 1).flatten(1)  # [N, N]
+        attention = attention / attention.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        return (scores / count).flatten(2) @ attention
+
+    def layers(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Every layer's features [L, 1+N, dim], and the patches' attention [N, N] of the last, for an image [3, H, W].
+
+        The attention is the mean of its heads.
+        """
+        *earlier, last = self.backbone.blocks
+        tokens = self.backbone.embed(image[None], position="bilinear")  # [1, 1+N, D]
+        entering, total = [], 0
+        for block in earlier:
+            q, k, v = split_heads(block, tokens)
+            weights = softmax_attention(q, k)  # [1, heads, 1+N, 1+N]
+            entering.append(block.ln_1(tokens))
+            total = total + weights
+            tokens = feed_forward(block, tokens + merge_heads(block, weights.to(v) @ v))
+        features = []
+        for index, x in enumerate([*entering, tokens]):
+            q, k, v = split_heads(last, x)
+            if self.attention == "fused":
+                total = balance(total) if self.iterate or index == 0 else total
+                weights = fuse(total)
+            elif self.attention == "identity":
+                weights = torch.eye(q.shape[2], device=q.device).expand(*q.shape[:2], -1, -1)
+            else:
+                named = {"q": q, "k": k, "v": v}
+                weights = softmax_attention(*(named[letter] for letter in self.attention))
+            features.append(self.backbone.project(merge_heads(last, weights.to(v) @ v))[0])
+        return torch.stack(features), weights.mean(dim=1)[0, 1:, 1:]
+
+    def _refinement(self, name: str, weights: str | None, combine: str | int) -> Callable[[Tensor, Tensor], Tensor]:
+        backbone = self.backbone
+        if name in MODELS or "/" in name:
+            diffusion = DiffusionAttention(name, combine, device=backbone.device, dtype=backbone.dtype)
+            mean, std = (torch.tensor(s, device=backbone.device)[:, None, None] for s in (backbone.mean, backbone.std))
+            return lambda image, maps: diffusion(image * std + mean, maps, self.attention_threshold)
+        proxy = ProxyCLIP(backbone, name, weights)
+        return lambda image, maps: carry(proxy.external(image[None])[0], maps, proxy)
+
+
+def softmax_attention(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q kᵀ / √d) [B, heads, T, T], float32, for queries and keys [B, heads, T, d]."""
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float().softmax(dim=-1)
+
+
+def balance(attention: Tensor) -> Tensor:
+    """One step of Sinkhorn's iteration on [..., T, T]: columns to sum 1, then rows."""
+    attention = attention / attention.sum(dim=-2, keepdim=True)
+    return attention / attention.sum(dim=-1, keepdim=True)
+
+
+def fuse(attention: Tensor) -> Tensor:
+    """Balanced attention [..., T, T], made symmetric, to what exceeds the mean of its column, rows to sum 1."""
+    symmetric = (attention + attention.transpose(-1, -2)) / 2
+    salient = (symmetric - symmetric.mean(dim=-2, keepdim=True)).clamp(min=0)
+    return salient / salient.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def layer_scores(features: Tensor, text: Tensor) -> Tensor:
+    """Features [L, 1+N, dim] and text [Q, dim] of any length to scores [L, Q, N], float32."""
+    features = F.normalize(features[:, 1:].float(), dim=-1)
+    return (features @ text.float().T).transpose(1, 2)
+
+
+def carry(features: Tensor, maps: Tensor, proxy: ProxyCLIP) -> Tensor:
+    """Maps [Q, h, w] averaged by the similarity of external features [D', h', w'] as ProxyCLIP's: [Q, h', w']."""
+    grid = features.shape[1:]
+    resized = F.interpolate(maps[None], size=grid, mode="bilinear")[0].flatten(1)  # [Q, N]
+    return (resized @ proxy.attention(features).T).unflatten(1, grid)
+
+
+@dataclass(frozen=True)
+class ImageLevelDecoder:
+    """How CLIPer's maps become labels; `labels` and `probabilities` are those of `clearclip.decode.Decoder`.
+
+    A class has the largest map of its queries. Its score for the image is that map's largest value; classes whose
+    score does not exceed `score_threshold` are not in the image. A map is resized, divided by its largest value
+    (`normalise`: scaled to 0..1) and multiplied by the score; what is then below `threshold` is 0. A pixel takes its
+    best class. Where all are 0 it has none: it is class 0 if that is `background`, whose own map does not count;
+    else its label is no class's, 255 or, with more than 255 classes, 65535.
+    """
+
+    query_class: tuple[int, ...]
+    threshold: float = 0.0
+    score_threshold: float = 0.0
+    normalise: bool = False
+    background: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return max(self.query_class) + 1
+
+    def labels(self, scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Tiled maps [Q, a, b] and operators [H, a], [W, b] to labels [H, W], uint8 up to 255 classes, else int32."""
+        many = self.num_classes > 255
+        nothing = 0 if self.background else 65535 if many else 255
+        dtype = torch.int32 if many else torch.uint8
+        labels = torch.full((len(rows), len(columns)), nothing, dtype=dtype, device=scores.device)
+        best = torch.zeros(labels.shape, device=scores.device)
+        for index, values in self._values(scores, rows, columns):
+            better = values > best  # the first of equals stays
+            labels[better] = index
+            best = torch.where(better, values, best)
+        return labels
+
+    def probabilities(self, scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Values [C, H, W] as they compete for a pixel, float32; the background's is `threshold`."""
+        out = torch.zeros(self.num_classes, len(rows), len(columns), device=scores.device)
+        if self.background:
+            out[0] = self.threshold
+        for index, values in self._values(scores, rows, columns):
+            out[index] = values
+        return out
+
+    def _values(self, scores: Tensor, rows: Tensor, columns: Tensor):
+        """Each class in the image with its values [H, W]."""
+        query_class = torch.tensor(self.query_class, device=scores.device)
+        for index in range(int(self.background), self.num_classes):
+            tiled = scores[query_class == index].float().amax(dim=0)
+            score = tiled.max()
+            if score > self.score_threshold:
+                values = rows @ tiled @ columns.T
+                if self.normalise:
+                    values = values - values.min()
+                values = values * (score / values.max().clamp(min=1e-12))
+                yield index, values.masked_fill(values < self.threshold, 0)
+
+
+register(
+    "CLIPer", CLIPer,
+    "attention of all earlier layers, balanced, applied to every layer's tokens; optional refinement by diffusion",
+    "Sun et al., ICCV 2025",
+    attention="fused", select=-1, attention_threshold=0.1, iterate=True, window=0, background=False,
+    score_threshold=0.0, normalise=False, refine=None, refine_weights=None, combine="product",
+)  # fmt: skip

@@ -1,0 +1,23 @@
+_base_ = "../cfg_coco_object.py"
+_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
+
+# ViT-L-14: --backbone ViT-L-14 --method CLIPer:background=True,select=-2,score_threshold=0.5 \
+#   --cfg-options model.temperature=50 model.threshold=0.5
+method = "CLIPer:background=True,attention_threshold=0.2,score_threshold=0.3,window=224"
+
+model = dict(
+    method=method,
+    vocabulary="{{ fileDirname }}/cls_coco_object.txt",
+    crop=0,
+    temperature=50.0,
+    threshold=0.3,
+)
+
+benchmark = dict(
+    protocol="cliper",
+    published={"_delete_": True, "ViT-B-16": {method: 37.5, method + ",refine=sd21": 40.0}},
+    source={
+        method: "CLIPer authors' README, sliding, without diffusion",
+        method + ",refine=sd21": "CLIPer authors' README, sliding, with diffusion",
+    },
+)

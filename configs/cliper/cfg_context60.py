@@ -1,0 +1,24 @@
+_base_ = "../cfg_context60.py"
+_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
+
+# ViT-L-14: --backbone ViT-L-14 --method CLIPer:background=True,select=-2,attention_threshold=0.2,score_threshold=0.3 \
+#   --cfg-options model.temperature=50 model.threshold=0.3 model.templates=imagenet80
+method = "CLIPer:background=True,attention_threshold=0.2,score_threshold=0.45,window=224"
+
+model = dict(
+    method=method,
+    vocabulary="{{ fileDirname }}/cls_context60.txt",
+    templates="car15",
+    crop=0,
+    temperature=100.0,
+    threshold=0.45,
+)
+
+benchmark = dict(
+    protocol="cliper",
+    published={"_delete_": True, "ViT-B-16": {method: 35.7, method + ",refine=sd21": 38.3}},
+    source={
+        method: "CLIPer authors' README, sliding, without diffusion",
+        method + ",refine=sd21": "CLIPer authors' README, sliding, with diffusion",
+    },
+)

@@ -1,0 +1,24 @@
+_base_ = "../cfg_voc20.py"
+_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
+
+# ViT-L-14: --backbone ViT-L-14 --method CLIPer:attention_threshold=0.2,score_threshold=0.1 \
+#   --cfg-options model.temperature=70 model.threshold=0.0001
+method = "CLIPer"
+
+model = dict(
+    method=method,
+    vocabulary="{{ fileDirname }}/cls_voc20.txt",
+    templates="car15",
+    crop=0,
+    temperature=100.0,
+    threshold=0.001,
+)
+
+benchmark = dict(
+    protocol="cliper",
+    published={"_delete_": True, "ViT-B-16": {method: 84.3, method + ":refine=sd21": 85.5}},
+    source={
+        method: "CLIPer authors' README, without diffusion",
+        method + ":refine=sd21": "CLIPer authors' README, with diffusion",
+    },
+)

@@ -1,0 +1,347 @@
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from benchmarks import make_benchmark
+from mmengine.config import Config
+
+from clearclip.errors import UserError
+from clearclip.evaluation.results import read_result
+from clearclip.methods import create_method, parse_method
+from clearclip.methods.cliper import ImageLevelDecoder, balance, fuse
+from clearclip.methods.proxyclip import ProxyCLIP
+from clearclip.segmenter import Segmenter
+from clearclip.text import TextEmbeddings
+from clearclip.vocabulary import load_templates, load_vocabulary
+from clearclip.windows import plan, stitch_operators, tile
+from eval import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+QUERY_CLASS = (1, 2, 3, 4, 5, 0, 0)  # the golden files' five classes, then two background words
+RUNS = {
+    "default": ("", 100),
+    "select-2_thr.2_scale50": (",select=-2,attention_threshold=0.2", 50),
+    "sliding224_stride112": (",window=224", 100),
+    "q-q": (",attention=qq", 100),
+    "k-k": (",attention=kk", 100),
+    "v-v": (",attention=vv", 100),
+    "vanilla": (",attention=qk", 100),
+    "identity": (",attention=identity", 100),
+}
+GOLDEN = [
+    *(f"{run}/image_{size}" for run in list(RUNS)[:2] for size in ("64x64", "64x96", "80x48", "112x160")),
+    "sliding224_stride112/image_224x336",
+    *(f"{run}/image_64x96" for run in list(RUNS)[3:]),
+]
+
+# data set: short side, crop, temperature, threshold, score threshold, attention threshold, templates, window,
+# background, and the published mIoU without and with diffusion
+PROTOCOL = {
+    "voc21": (336, 0, 100, 0.6, 0.7, 0.1, 15, 336, True, 62.1, 66.5),
+    "voc20": (336, 0, 100, 0.001, 0, 0.1, 15, 0, False, 84.3, 85.5),
+    "context60": (336, 0, 100, 0.45, 0.45, 0.2, 15, 224, True, 35.7, 38.3),
+    "context59": (336, 0, 100, 0.3, 0.3, 0.2, 15, 224, False, 39.6, 42.4),
+    "coco_object": (336, 0, 50, 0.3, 0.3, 0.2, 80, 224, True, 37.5, 40.0),
+    "coco_stuff164k": (336, 0, 50, 0.1, 0.1, 0.2, 15, 0, False, 25.4, 27.6),
+    "ade20k": (336, 0, 100, 0.3, 0.3, 0.2, 15, 0, False, 19.8, 21.5),
+    "city_scapes": (560, 560, 100, 0.0001, 0, 0.35, 80, 0, False, 35.9, 37.0),
+}
+CLASSES = dict(voc21=21, voc20=20, context60=60, context59=59, coco_object=81, coco_stuff164k=171, ade20k=150)
+
+
+def assert_near(actual, expected, tolerance=1e-4):
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def maps(options, backbone, images, text, query_class=QUERY_CLASS, temperature=100.0, **objects):
+    entry, given = parse_method(f"CLIPer:{options}")
+    method = entry.build(backbone, **given, **objects)
+    with torch.inference_mode():
+        return method.scores(images, method.prepare(text, query_class, temperature))
+
+
+@pytest.mark.parametrize("run", GOLDEN)
+def test_golden(run, golden, tiny_backbone):
+    name, image = run.split("/")
+    options, temperature = RUNS[name]
+    expected, images, text = golden("cliper"), golden("inputs")[image][:1], golden("inputs")["text"]
+    actual = maps(f"background=True{options}", tiny_backbone, images, text, temperature=temperature)
+    assert actual.shape[1] == 7
+    assert_near(actual[0, :5], expected[f"{run}/seg"])
+    if f"{run}/attention" in expected:
+        with torch.inference_mode():
+            features, attention = create_method(f"CLIPer:background=True{options}", tiny_backbone).layers(images[0])
+        assert_near(features, expected[f"{run}/layer_features"])
+        assert_near(attention, expected[f"{run}/attention"])
+
+
+def test_one_balance_for_all_layers(golden, tiny_backbone):
+    """Iterated, layer l's attention has been balanced l + 1 times: the first is the same, the others are not."""
+    image = golden("inputs")["image_112x160"][0]
+    with torch.inference_mode():
+        often, attention = create_method("CLIPer", tiny_backbone).layers(image)
+        once, single = create_method("CLIPer:iterate=False", tiny_backbone).layers(image)
+    assert torch.equal(often[0], once[0])
+    assert not any(torch.allclose(a, b, rtol=1e-4) for a, b in zip(often[1:], once[1:]))
+    assert not torch.allclose(attention, single, rtol=1e-4)
+
+
+def test_balance_and_fuse():
+    attention = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    balanced = attention
+    for _ in range(30):
+        balanced = balance(balanced)
+    torch.testing.assert_close(balanced.sum(dim=-1), torch.ones(2, 3, 9))
+    torch.testing.assert_close(balanced.sum(dim=-2), torch.ones(2, 3, 9))
+    fused = fuse(balanced)
+    torch.testing.assert_close(fused.sum(dim=-1), torch.ones(2, 3, 9))
+    symmetric = (balanced + balanced.mT) / 2
+    assert torch.equal(fused > 0, symmetric > symmetric.mean(dim=-2, keepdim=True))
+    assert fuse(torch.full((1, 4, 4), 0.25)).isfinite().all()
+
+
+@pytest.mark.parametrize("options", ["background=True", "background=True,window=64"])
+def test_images_of_a_batch_do_not_meet(options, golden, tiny_backbone):
+    images, text = golden("inputs")["image_64x96"], golden("inputs")["text"]
+    alone = torch.cat([maps(options, tiny_backbone, image[None], text) for image in images])
+    assert torch.equal(maps(options, tiny_backbone, images, text), alone)
+
+
+def test_a_window_of_the_whole_image_is_carried_once_more(golden, tiny_backbone):
+    images, text = golden("inputs")["image_64x64"][:1], golden("inputs")["text"]
+    method = create_method("CLIPer:window=64", tiny_backbone)
+    with torch.inference_mode():
+        prepared = method.prepare(text, tuple(range(7)), 50.0)
+        features, attention = method.layers(images[0])
+        cosines = F.normalize(features[:, 1:], dim=-1) @ prepared.T  # [L, N, Q+1]
+        expected = cosines.mT @ (attention / attention.sum(dim=1, keepdim=True))
+        torch.testing.assert_close(method.window_scores(images[0], prepared), expected)
+
+
+def test_prepared_text(tiny_backbone):
+    text = F.normalize(torch.randn(4, 48), dim=-1)
+    method = create_method("CLIPer:background=True", tiny_backbone)
+    prepared = method.prepare(text, (0, 1, 2, 0), 20.0)
+    torch.testing.assert_close(prepared[:4], 20 * text)
+    torch.testing.assert_close(prepared[4], 20 * F.normalize(text[1:3].mean(dim=0), dim=0))
+    everything = create_method("CLIPer", tiny_backbone).prepare(text, (0, 1, 2, 0), 20.0)
+    torch.testing.assert_close(everything[4], 20 * F.normalize(text.mean(dim=0), dim=0))
+    with pytest.raises(UserError, match="background=True takes class 0 for background words; name a class after it"):
+        method.prepare(text, (0, 0, 0, 0), 20.0)
+
+
+def test_features_are_the_last_layer_s(golden, tiny_backbone):
+    images = golden("inputs")["image_64x96"]
+    with torch.inference_mode():
+        features = create_method("CLIPer", tiny_backbone).features(images)
+    assert_near(features[0].flatten(0, 1), golden("cliper")["default/image_64x96/layer_features"][-1, 1:])
+
+
+# Refinement
+
+
+def test_refined_maps_keep_the_mean_of_both_scores(golden, tiny_backbone):
+    images, text = golden("inputs")["image_64x96"], golden("inputs")["text"]
+    coarse = maps("", tiny_backbone, images, text)
+    seen = []
+
+    def refine(image, given):
+        seen.append(image)
+        return 3 * F.avg_pool2d(given[None], 2)[0]
+
+    refined = maps("", tiny_backbone, images, text, refine=refine)
+    assert torch.equal(torch.stack(seen), images)
+    pooled = 3 * F.avg_pool2d(coarse, 2)
+    level = (pooled.amax(dim=(2, 3)) + coarse.amax(dim=(2, 3))) / 2
+    torch.testing.assert_close(refined.amax(dim=(2, 3)), level)
+    torch.testing.assert_close(F.normalize(refined.flatten(2), dim=2), F.normalize(pooled.flatten(2), dim=2))
+
+
+def test_refinement_by_a_vision_model(golden, tiny_backbone, monkeypatch):
+    """Maps go to the model's grid and are averaged as ProxyCLIP averages values."""
+    external = golden("inputs")["vfm_64x64"]
+    monkeypatch.setattr(ProxyCLIP, "_load", lambda self, vfm, weights: lambda images: external[:1])
+    images, text = golden("inputs")["image_64x64"][:1], golden("inputs")["text"]
+    coarse = maps("", tiny_backbone, images, text)
+    refined = maps("refine=dino_vitb8", tiny_backbone, images, text)
+    weights = ProxyCLIP(tiny_backbone, vfm=len).attention(external[0])
+    expected = F.interpolate(coarse, size=(6, 6), mode="bilinear").flatten(2) @ weights.T
+    torch.testing.assert_close(F.normalize(refined.flatten(2), dim=2), F.normalize(expected, dim=2))
+
+
+def test_refinement_by_diffusion_takes_the_image_in_its_colours(golden, tiny_backbone, monkeypatch):
+    from clearclip.methods import cliper
+
+    calls = []
+
+    class Diffusion:
+        def __init__(self, *arguments, **options):
+            calls.append((arguments, options))
+
+        def __call__(self, image, maps, threshold):
+            calls.append((image, threshold))
+            return maps
+
+    monkeypatch.setattr(cliper, "DiffusionAttention", Diffusion)
+    rgb = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(s)[:, None, None] for s in (tiny_backbone.mean, tiny_backbone.std))
+    options = "refine=sd15,combine=mean,attention_threshold=0.3"
+    maps(options, tiny_backbone, (rgb - mean) / std, golden("inputs")["text"])
+    assert calls[0] == (("sd15", "mean"), {"device": tiny_backbone.device, "dtype": torch.float32})
+    torch.testing.assert_close(calls[1][0], rgb[0])
+    assert calls[1][1] == 0.3
+
+
+# Labels
+
+
+def reference_labels(scores, rows, columns, query_class, threshold, score_threshold, normalise, background):
+    """The rule on the full tensor."""
+    classes = torch.tensor(query_class)
+    stacked = torch.stack([scores[classes == index].amax(dim=0) for index in range(max(query_class) + 1)])
+    level = stacked.amax(dim=(1, 2))[:, None, None]
+    values = rows @ stacked @ columns.T
+    if normalise:
+        values = values - values.amin(dim=(1, 2), keepdim=True)
+    values = values / values.amax(dim=(1, 2), keepdim=True) * level
+    values[(values < threshold) | (level <= score_threshold)] = 0
+    if background:
+        values[0] = 0
+    best, labels = values.max(dim=0)
+    labels[best == 0] = 0 if background else 255
+    return values, labels
+
+
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize(("threshold", "score_threshold"), [(0.0, 0.0), (0.6, 0.5), (0.3, 0.9), (2.0, 0.0)])
+def test_labels(threshold, score_threshold, normalise, background):
+    query_class = (0, 1, 1, 2, 3, 0, 4)
+    scores = torch.rand(7, 5, 6, generator=torch.Generator().manual_seed(0))
+    scores *= torch.linspace(0.4, 1.2, 7)[:, None, None]
+    layout = plan(80, 96, 0, 0, 16)
+    operators = stitch_operators(layout, (5, 6), (43, 61), torch.device("cpu"))
+    decoder = ImageLevelDecoder(query_class, threshold, score_threshold, normalise, background)
+    tiled = tile(scores[None], layout)
+    values, expected = reference_labels(
+        tiled, *operators, query_class, threshold, score_threshold, normalise, background
+    )
+    labels = decoder.labels(tiled, *operators)
+    assert labels.dtype == torch.uint8
+    assert torch.equal(labels.long(), expected)
+    probabilities = decoder.probabilities(tiled, *operators)
+    torch.testing.assert_close(probabilities[1:], values[1:])
+    if background:
+        assert (probabilities[0] == threshold).all()
+        assert torch.equal((probabilities[1:] >= max(threshold, 1e-9)).any(dim=0), expected > 0)
+
+
+def test_many_classes_have_a_label_for_none():
+    scores = torch.zeros(300, 1, 2)
+    scores[299, 0, 0] = 1
+    labels = ImageLevelDecoder(tuple(range(300)), threshold=0.5).labels(scores, torch.eye(1), torch.eye(2))
+    assert labels.tolist() == [[299, 65535]]
+
+
+def test_first_of_equal_classes():
+    scores = torch.ones(3, 1, 1)
+    assert ImageLevelDecoder((0, 1, 2)).labels(scores, torch.eye(1), torch.eye(1)) == 0
+    assert ImageLevelDecoder((0, 1, 2), background=True).labels(scores, torch.eye(1), torch.eye(1)) == 1
+
+
+# Through the engine
+
+
+def test_segmenter_uses_its_text_and_its_decoder(golden, tiny_backbone):
+    text = golden("inputs")["text"]
+    names = ["sky, sea", "cat", "dog", "cow", "car", "cup"]
+    embeddings = TextEmbeddings(("cat", "dog", "cow", "car", "cup", "sky", "sea"), text)
+    settings = dict(text_embeddings=embeddings, short_side=0, crop=0, temperature=30.0, threshold=0.2)
+    method = "CLIPer:background=True,score_threshold=0.1"
+    segmenter = Segmenter(method, tiny_backbone, **settings)
+    image = (torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    result = segmenter(image, names, scores=True)
+    query_class, rows = (0, 0, 1, 2, 3, 4, 5), [5, 6, 0, 1, 2, 3, 4]
+    images = segmenter.normalise(image)[None]
+    expected = maps("background=True", tiny_backbone, images, text[rows], query_class, temperature=30.0)
+    operators = stitch_operators(plan(64, 96, 0, 0, 16), (4, 6), (64, 96), torch.device("cpu"))
+    decoder = ImageLevelDecoder(query_class, 0.2, 0.1, False, True)
+    assert torch.equal(torch.from_numpy(result.labels), decoder.labels(expected[0], *operators))
+    torch.testing.assert_close(torch.from_numpy(result.scores), decoder.probabilities(expected[0], *operators))
+    with pytest.raises(UserError, match="area_threshold"):
+        Segmenter(method, tiny_backbone, area_threshold=0.1, **settings)(image, names)
+
+
+@pytest.mark.parametrize("name", ["voc21", "city_scapes"])
+def test_through_eval(name, tiny_folder, tmp_path, monkeypatch):
+    make_benchmark(tmp_path, name)
+    monkeypatch.setenv("CLEARCLIP_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    main([
+        str(CONFIGS / f"cliper/cfg_{name}.py"), "--backbone", f"local-dir:{tiny_folder}", "--work-dir", "run",
+        "--cfg-options", "test_dataloader.num_workers=0", "model.templates=single", "model.device=cpu",
+        "test_dataloader.dataset.pipeline.1.scale=(2048,64)", "model.stride=64",
+        f"model.crop={0 if name == 'voc21' else 64}", "model.threshold=0.01",
+    ])  # fmt: skip
+    result = read_result("run/result.json")
+    assert (result["protocol"], result["dataset"], result["images"]) == ("cliper", name, 3)
+    assert result["method"].startswith("CLIPer:")
+    assert 0 <= result["mIoU"] <= 100
+
+
+# The protocol
+
+
+@pytest.mark.parametrize("name", PROTOCOL)
+def test_config(name, tiny_backbone):
+    config = Config.fromfile(CONFIGS / f"cliper/cfg_{name}.py", import_custom_modules=False)
+    side, crop, temperature, threshold, score, attention, templates, window, background, plain, diffusion = PROTOCOL[
+        name
+    ]
+    model, benchmark = config.model, config.benchmark
+    assert config.test_dataloader.dataset.pipeline[1]["scale"] == (2048, side)
+    assert (model.crop, model.temperature, model.threshold) == (crop, temperature, threshold)
+    assert crop == 0 or model.stride == crop
+    assert model.area_threshold == 0
+    assert len(load_templates(model.templates)) == templates
+    method = create_method(model.method, tiny_backbone)
+    assert (method.score_threshold, method.attention_threshold) == (score, attention)
+    assert (method.window, method.background, method.normalise) == (window, background, name == "voc21")
+    assert (method.select, method.iterate, method.refine) == (-1, True, None)
+    assert (benchmark.protocol, benchmark.name) == ("cliper", name)
+    (first, second) = benchmark.published["ViT-B-16"].items()
+    assert first == (model.method, plain)
+    assert second[1] == diffusion
+    assert parse_method(second[0])[1] == parse_method(first[0])[1] | {"refine": "sd21"}
+    assert {first[0], second[0]} <= set(benchmark.source)
+    vocabulary = load_vocabulary(model.vocabulary)
+    assert len(vocabulary) == CLASSES.get(name, 19)
+    assert background == (len(vocabulary.names[0]) > 1 or vocabulary.classes[0] == "background")
+
+
+def test_templates_of_the_protocol():
+    templates = load_templates("car15")
+    assert len(set(templates)) == 15
+    assert templates[0] == "a clean origami {}."
+    assert "There is a medium {} in the scene." in templates
+    assert all(template.count("{}") == 1 for template in templates)
+
+
+@pytest.mark.parametrize(
+    ("option", "match"),
+    [
+        ("attention=q-q", "one of fused, qk, qq, kk, vv, identity, not 'q-q'"),
+        ("select=6", "one of 6 layers, not 6"),
+        ("select=-7", "one of 6 layers"),
+        ("window=100", "multiple of the patch, 16, not 100"),
+        ("iterate=no", "iterate must be True or False"),
+        ("background=2", "background must be True or False"),
+        ("attention_threshold=much", "much"),
+        ("layers=3", "its options are attention, attention_threshold, background, combine, iterate"),
+    ],
+)
+def test_wrong_options_are_refused(option, match, tiny_backbone):
+    with pytest.raises(UserError, match=match):
+        create_method(f"CLIPer:{option}", tiny_backbone)
