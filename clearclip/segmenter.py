@@ -141,7 +141,8 @@ class Segmenter:
 
     def decoder(self, queries: Queries) -> Decoder:
         """What turns scores into labels for these queries, as the method wants it."""
-        return self.method.decoder(queries.query_class, self.temperature, self.threshold, self.area_threshold)
+        make = self.method.decoder or Decoder
+        return make(queries.query_class, self.temperature, self.threshold, self.area_threshold)
 
     def segment(self, images: Sequence[Tensor], shapes: Sequence[tuple[int, int]], queries: Queries) -> list[Tensor]:
         """Resized RGB images [3, h, w], uint8, to labels [H, W] at the given original shapes, on the device."""

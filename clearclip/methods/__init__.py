@@ -11,12 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip.backbone import Backbone
-from clearclip.decode import Decoder
 from clearclip.errors import UserError
 
 
 class Method:
-    """What turns images into class scores. Subclasses write `features`, or `scores` where text takes part earlier."""
+    """What turns images into class scores. Subclasses write `features`, or `scores` where text takes part earlier.
+
+    One that labels in its own way has a method `decoder`, called with what `clearclip.decode.Decoder` is made of.
+    """
+
+    decoder = None
 
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
@@ -36,10 +40,6 @@ class Method:
     def prepare(self, text: Tensor, query_class: tuple[int, ...], temperature: float) -> Tensor:
         """The text that `scores` takes, from that of the queries [Q, dim]: the same, but for methods that add to it."""
         return text
-
-    def decoder(self, query_class: tuple[int, ...], temperature: float, threshold: float, area_threshold: float):
-        """What turns scores into labels: `clearclip.decode.Decoder`, but for methods that label in their own way."""
-        return Decoder(query_class, temperature, threshold, area_threshold)
 
 
 @dataclass(frozen=True)
