@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import benchmark
 
+from clearclip.backbone import load_backbone
 from clearclip.decode import Decoder
 from clearclip.methods import create_method
 from clearclip.segmenter import Segmenter, read_image, resize_short
@@ -58,7 +59,7 @@ def test_both_passes_give_what_the_segmenter_gives(case):
     (expected,) = segmenter.segment([image], [(90, 130)], queries)
     assert len(expected.unique()) > 2
     assert torch.equal(benchmark.engine_pass(segmenter, queries, path, truth, no_lap), expected)
-    labels, merged = benchmark.published_pass(segmenter, queries, path, truth, no_lap)
+    labels, merged = benchmark.published_pass(segmenter.backbone, segmenter, queries, path, truth, no_lap)
     differing, gap = benchmark.compare(expected, labels, merged)
     assert differing < 5
     assert gap < benchmark.TIE
@@ -66,7 +67,7 @@ def test_both_passes_give_what_the_segmenter_gives(case):
 
 def test_differing_labels_are_counted_and_weighed(case):
     segmenter, queries, path, truth = case
-    labels, merged = benchmark.published_pass(segmenter, queries, path, truth, no_lap)
+    labels, merged = benchmark.published_pass(segmenter.backbone, segmenter, queries, path, truth, no_lap)
     wrong = labels.clone()
     wrong[:2, :3] = (wrong[:2, :3] + 1) % 9
     differing, gap = benchmark.compare(wrong, labels, merged)
@@ -111,11 +112,21 @@ def test_program(right, tiny_folder, tmp_path, monkeypatch, capsys):
     assert "images a second" in printed
 
 
+def test_the_engine_may_run_in_another_precision(tiny_folder, tiny_backbone, tmp_path):
+    coarse = load_backbone(f"local-dir:{tiny_folder}", device="cpu", precision="bf16")
+    with torch.inference_mode():
+        rows, _ = benchmark.run_case(
+            benchmark.Case("small", 90, 130, 9), tiny_backbone, Segmenter("ClearCLIP", coarse), tmp_path, 1
+        )
+    assert 0 < rows[-1]["differing_pixels"] < 90 * 130 / 2  # against float32
+    assert not rows[-1]["labels_equal"]
+
+
 def test_a_reference_that_does_not_fit_is_counted(tiny_backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "available_bytes", lambda device: 1 << 20)
     with torch.inference_mode():
         rows, note = benchmark.run_case(
-            benchmark.Case("large", 200, 300, 9), Segmenter("ClearCLIP", tiny_backbone), tmp_path, 1
+            benchmark.Case("large", 200, 300, 9), tiny_backbone, Segmenter("ClearCLIP", tiny_backbone), tmp_path, 1
         )
     image = rows[-1]
     assert (image["stage"], image["reference_s"], image["ratio"]) == ("image", None, None)

@@ -3,7 +3,8 @@
 
 The published procedure is transcribed here as plainly as its papers' pipelines have it: windows one by one, the last
 block run twice, scores of all classes at full size, 77-token prompts class by class, nothing kept. Both sides run in
-one process, in turns, on the same weights, images and text; what they label is compared pixel by pixel.
+one process, in turns, on the same weights, images and text; what they label is compared pixel by pixel. The procedure
+runs in its device's usual precision, whatever the engine's `--precision`.
 """
 
 import argparse
@@ -164,14 +165,13 @@ def published_decode(logits, query_class, temperature=50.0, threshold=0.0):
     return labels
 
 
-def published_pass(segmenter, queries, path, truth, lap, in_strips=False):
+def published_pass(backbone, segmenter, queries, path, truth, lap, in_strips=False):
     """Labels [H, W] of an image file, and the scores they come from at the resized image's pixels [1, Q, h, w]."""
     bgr = cv2.imread(str(path))
     lap("decode image")
-    image = published_preprocess(bgr, segmenter.backbone)
+    image = published_preprocess(bgr, backbone)
     lap("preprocess")
-    text = queries.text.to(segmenter.backbone.dtype)
-    results = published_vit(segmenter.backbone.visual, image, text, segmenter.crop, segmenter.stride)
+    results = published_vit(backbone.visual, image, queries.text.to(backbone.dtype), segmenter.crop, segmenter.stride)
     lap("ViT")
     merged = published_stitch(results, image)
     shape = bgr.shape[:2]
@@ -328,19 +328,24 @@ def compare(labels, expected, merged):
     return len(y), gap
 
 
-def run_case(case, segmenter, folder, repeats):
-    """Rows of one image, a line a stage and one for their sum, and what is to be said of them."""
+def run_case(case, backbone, segmenter, folder, repeats):
+    """Rows of one image, a line a stage and one for their sum, and what is to be said of them.
+
+    `backbone` is the reference's.
+    """
     device = segmenter.device
     path, truth = make_image(case, folder)
     queries = make_queries(case.classes, segmenter)
     # Scores, scores times temperature, and their softmax, at full size: what the reference holds at once.
-    held = 3 * case.classes * case.height * case.width * segmenter.backbone.dtype.itemsize
+    held = 3 * case.classes * case.height * case.width * backbone.dtype.itemsize
     fits = (available_bytes(device) or float("inf")) > 1.2 * held
     reference, engine = [], []
     for turn in range(repeats + 1):  # the first warms up
         if fits or not turn:
             reference.append(Laps(device))
-            expected, merged = published_pass(segmenter, queries, path, truth, reference[-1], in_strips=not fits)
+            expected, merged = published_pass(
+                backbone, segmenter, queries, path, truth, reference[-1], in_strips=not fits
+            )
         engine.append(Laps(device))
         labels = engine_pass(segmenter, queries, path, truth, engine[-1])
     differing, gap = compare(labels, expected, merged)
@@ -492,6 +497,11 @@ def as_table(rows):
                 *(in_mib(row[f"{side}_peak_bytes"]) for side in ("reference", "engine")),
             )
         )
+    return as_columns(lines)
+
+
+def as_columns(lines):
+    """Lines of cells, as text: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
 
@@ -577,7 +587,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--backbones", nargs="+", metavar="NAME", default=["ViT-B-16", "ViT-L-14"])
     parser.add_argument("--pretrained", help="weights of the backbones (default: random ones, which cost the same)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--precision", default="auto", help="auto, fp32, fp16, bf16")
+    parser.add_argument("--precision", default="auto", help="of the engine: auto, fp32, fp16, bf16")
     parser.add_argument("--repeats", type=int, help="timed passes over an image (default: 5; quick: 3)")
     parser.add_argument("--json", metavar="FILE", help="write the figures, a list of objects, one a case and stage")
     parser.add_argument("--picture", metavar="FILE", default="benchmark.png", help="default: benchmark.png")
@@ -592,7 +602,10 @@ def run(arguments, folder):
     rows, growth = [], {}
     repeats = arguments.repeats or (3 if arguments.quick else 5)
     for name in arguments.backbones:
-        backbone = make_backbone(name, arguments.pretrained, arguments.device, arguments.precision)
+        reference = make_backbone(name, arguments.pretrained, arguments.device, "auto")
+        backbone = reference
+        if choose_precision(arguments.precision, reference.device) != reference.dtype:
+            backbone = make_backbone(name, arguments.pretrained, arguments.device, arguments.precision)
         rate = matrix_rate(backbone.device, backbone.dtype)
         print(
             f"{backbone.name} {backbone.tag}, {backbone.device}, {backbone.dtype}, {torch.get_num_threads()} threads; "
@@ -601,7 +614,7 @@ def run(arguments, folder):
         cases = arguments.cases or (QUICK if arguments.quick else FULL)[name != arguments.backbones[0]]
         for case in map(CASES.get, cases):
             segmenter = Segmenter(method="ClearCLIP", backbone=backbone, crop=case.crop, stride=case.stride)
-            found, note = run_case(case, segmenter, folder, repeats)
+            found, note = run_case(case, reference, segmenter, folder, repeats)
             rows += found
             print(f"{found[0]['case']}: {case.width} x {case.height} pixels, {case.classes} classes, {note}")
             print(f"{as_table(found)}\n{summary(found, segmenter, case, rate)}\n", flush=True)
@@ -611,7 +624,7 @@ def run(arguments, folder):
         if not backbone.checkpoint.student:
             names = load_vocabulary(CLASS_FILE).queries[: 3 if arguments.quick else None]
             with mock.patch.dict(os.environ, CLEARCLIP_CACHE=folder):  # text is embedded here and now
-                found, note = run_text(backbone, names, load_templates("imagenet80"))
+                found, note = run_text(reference, names, load_templates("imagenet80"))
             rows += found
             print(f"{found[0]['case']}: {note}\n{as_table(found)}\n", flush=True)
     return rows, growth
