@@ -26,7 +26,12 @@ export MKL_NUM_THREADS=${MKL_NUM_THREADS:-$OMP_NUM_THREADS}
 # torchrun, but a process that ends with an error message of its own gets no report on top of it.
 torchrun='
 import logging
+import os
 import sys
+sys.argv[0] = sys.argv[4]  # eval.py, as the usage message calls it
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+from eval import parse_arguments
+parse_arguments(sys.argv[5:])  # a wrong flag is said once, not by every process
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main

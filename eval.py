@@ -47,9 +47,10 @@ def config_options(pairs: list[str]) -> dict:
 
 def run(arguments) -> None:
     overrides = config_options(arguments.cfg_options)
-    from clearclip.evaluation.results import append_results, as_text, table
+    from clearclip.evaluation.results import append_results, as_text, check_workbook, check_writable, table
     from clearclip.evaluation.run import default_work_dir, evaluate, load_config
 
+    check_workbook(arguments.results)
     model = dict(
         method=arguments.method,
         backbone=arguments.backbone,
@@ -58,6 +59,7 @@ def run(arguments) -> None:
     )
     config = load_config(arguments.config, model, overrides)
     work_dir = arguments.work_dir or default_work_dir(config)
+    check_writable(f"{work_dir}/result.json")
     result = evaluate(config, work_dir, arguments.show_dir, arguments.launcher)
     if result is None:  # another rank reports
         return

@@ -45,11 +45,22 @@ def main(argv=None):
 
     overrides = config_options(arguments.cfg_options)
     from clearclip.evaluation.datasets import check_dataset
-    from clearclip.evaluation.results import DATASETS, append_results, as_markdown, as_text, table
+    from clearclip.evaluation.results import (
+        DATASETS,
+        append_results,
+        as_markdown,
+        as_text,
+        check_workbook,
+        check_writable,
+        table,
+    )
     from clearclip.evaluation.run import default_work_dir, evaluate, find_backbone, load_config
     from clearclip.methods import parse_method
     from clearclip.refine import split_refinement
 
+    check_workbook(arguments.results)
+    if arguments.markdown:
+        check_writable(arguments.markdown)
     for method in arguments.methods:
         parse_method(split_refinement(method)[0])  # a misspelt name should not wait for the runs before it
     paths, missing = [], []

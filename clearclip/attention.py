@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearclip.backbone import merge_heads, split_heads  # noqa: F401 - beside `mix`, where methods look for them
 from clearclip.errors import UserError
 
 TERMS = ("qk", "qq", "kk", "vv", "identity")
@@ -63,3 +62,15 @@ def mix(attention: Attention, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, 
         v if term == "identity" else F.scaled_dot_product_attention(named[term[0]], named[term[1]], v, attn_mask=bias)
         for term in attention.terms
     )
+
+
+def similarity_attention(similarity: Tensor, beta: float = 1.0, gamma: float = 3.0) -> Tensor:
+    """Weights [..., N, N], rows summing to 1, from the similarity S [..., N, N] of the patches of a window.
+
+    softmax(γ (S − β · mean S)) over the patches where that is not negative (ProxyCLIP). The mean is each window's
+    own, so that a result does not depend on what else is in its batch.
+    """
+    shifted = similarity - beta * similarity.mean(dim=(-2, -1), keepdim=True)
+    excluded = shifted < 0
+    excluded.diagonal(dim1=-2, dim2=-1).fill_(False)  # where all patches are alike, a patch keeps itself
+    return (gamma * shifted).masked_fill(excluded, -torch.inf).softmax(dim=-1)

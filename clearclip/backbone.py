@@ -4,6 +4,8 @@ The networks are OpenCLIP's own, unmodified; only the road through them is ours.
 """
 
 import functools
+import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -19,10 +21,9 @@ def choose_device(device: str = "auto") -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        return torch.empty(0, device=device).device  # "cuda" with its number
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} is not available here; use auto or cpu") from error
-    return torch.device(device)
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -63,12 +64,20 @@ class Backbone(nn.Module):
     """The image tower of a CLIP-like model, and its text tower when that is first asked for.
 
     Attributes: `patch_size` (pixels), `heads`, `width` (D of the tokens), `dim` (D of the joint space),
-    `blocks` (the residual blocks), `mean` and `std` (of RGB in 0..1), `name`, `tag`, `content_hash`.
+    `blocks` (the residual blocks), `mean` and `std` (of RGB in 0..1), `name`, `tag`, `content_hash`; `run_block`, the
+    function of that name, compiled where `compiled` says so.
     """
 
     position = "offset"  # how the position embedding is resampled, see resize_position_embedding
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, position: str | None = None):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        position: str | None = None,
+        compile: bool = False,
+    ):
         super().__init__()
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.position = position or self.position
@@ -80,6 +89,9 @@ class Backbone(nn.Module):
         self.width = self.visual.class_embedding.shape[0]
         self.heads = self.blocks[0].attn.num_heads
         self.dim = self.visual.output_dim
+        # One function for all blocks: they compile once. A second batch size or grid makes that size a variable.
+        self.run_block = torch.compile(run_block) if compile else run_block
+        self.compiled = compile
         # Resampled once per grid, in float32 on the CPU whatever the device: the numbers are then the same.
         embedding = self.visual.positional_embedding.float().cpu()
         self._position_embedding = functools.lru_cache(maxsize=64)(
@@ -107,7 +119,7 @@ class Backbone(nn.Module):
         """Normalised images [B, 3, H, W] to the tokens [B, 1+N, D] that enter the last block."""
         tokens = self.embed(images)
         for block in self.blocks[:-1]:
-            tokens = run_block(block, tokens)
+            tokens = self.run_block(block, tokens)
         return tokens
 
     def grid(self, images: Tensor) -> tuple[int, int]:
@@ -290,16 +302,22 @@ def load_backbone(
     pretrained: str = "openai",
     device: str = "auto",
     precision: str = "auto",
+    compile: bool = False,
     position: str | None = None,
 ) -> Backbone:
     """Load a backbone by architecture and weights, as `clearclip.weights.find_checkpoint` names them.
 
+    `compile` runs the residual blocks through torch.compile: seconds at the first image, and no gain on a CPU.
     `position` is a mode of `resize_position_embedding`; by default the one of the model's published pipeline.
     Raises UserError for an unknown or unsupported architecture and for weights that cannot be had.
     """
+    if compile not in (True, False):
+        raise UserError(f"compile must be True or False, not {compile!r}")
+    if compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
+        raise UserError("compile=True needs a C++ compiler and finds none; install g++ or leave compile off")
     chosen = choose_device(device)
     checkpoint = find_checkpoint(name, pretrained)
     kind = Backbone
     if checkpoint.config.get("model_type") == "blip":
         from clearclip.blip import BlipBackbone as kind  # transformers is slow to import
-    return kind(checkpoint, chosen, choose_precision(precision, chosen), position)
+    return kind(checkpoint, chosen, choose_precision(precision, chosen), position, compile)

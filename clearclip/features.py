@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import os
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from clearclip.backbone import resize_position_embedding
 from clearclip.errors import UserError
-from clearclip.weights import _hub_answers, load_state_dict
+from clearclip.weights import SUFFIXES, hub_file, load_state_dict, local_copy
 
 # The names the papers use; any other of timm's ViTs goes by timm's name.
 VISION_MODELS = {
@@ -27,7 +26,6 @@ VISION_MODELS = {
     "dinov2_vitl14_reg": "vit_large_patch14_reg4_dinov2.lvd142m",
     "mae_vitb16": "vit_base_patch16_224.mae",
 }
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 class VisionModel(nn.Module):
@@ -134,26 +132,13 @@ def _find_weights(name: str, weights: str | Path | None, config: dict) -> Path:
         if not path.is_file():
             raise UserError(f"weights file {weights} does not exist; give the path of a checkpoint of {name}")
         return path
-    for folder in filter(None, os.environ.get("CLEARCLIP_WEIGHTS", "").split(os.pathsep)):
-        for suffix in SUFFIXES:
-            path = Path(folder).expanduser() / f"{name}{suffix}"
-            if path.is_file():
-                return path
-    if not config.get("hf_hub_id"):
+    if path := local_copy(name):
+        return path
+    repository = config.get("hf_hub_id")
+    if not repository:
         raise UserError(f"there are no public weights of {name}; give a file as vfm_weights=PATH")
-    return _from_hub(name, config["hf_hub_id"])
-
-
-def _from_hub(name: str, repository: str) -> Path:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    cached = try_to_load_from_cache(repository, "model.safetensors")
-    if isinstance(cached, str):
-        return Path(cached)
     try:
-        if not _hub_answers():  # one look instead of the library's minutes of retries
-            raise ConnectionError
-        return Path(hf_hub_download(repository, "model.safetensors"))
+        return hub_file(repository, "model.safetensors")
     except Exception as error:  # the library raises whatever its transport raised
         raise UserError(
             f"the weights of {name} ({repository}) could not be downloaded: give the path of a copy as "

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +17,26 @@ from clearclip.backbone import Backbone
 from clearclip.errors import UserError
 from clearclip.paths import atomic_write, cache_dir
 from clearclip.vocabulary import Vocabulary, load_templates
+from clearclip.weights import EMBEDDED
 
 log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 4096  # of trimmed prompts in one pass of the text tower
+PROVENANCE = ("model", "note", "backbone")
 
 
 @dataclass(frozen=True)
 class TextEmbeddings:
-    """Names and their embeddings [Q, dim], unit rows, float32; `model` and `note` say where they come from."""
+    """Names and their embeddings [Q, dim], unit rows, float32.
+
+    `model` and `note` say in free words where they come from; `backbone`, as "arch:tag", says which of ours made them.
+    """
 
     names: tuple[str, ...]
     embeddings: Tensor
     model: str = ""
     note: str = ""
+    backbone: str = ""
 
     def __post_init__(self):
         shape = tuple(self.embeddings.shape)
@@ -37,10 +44,10 @@ class TextEmbeddings:
             raise ValueError(f"{len(self.names)} names need embeddings [{len(self.names)}, dim], not {list(shape)}")
 
     def save(self, path: str | Path) -> None:
-        """Write a .safetensors file: tensor `embeddings`, metadata `names` (a JSON list), `model` and `note`."""
+        """Write a .safetensors file: tensor `embeddings`, metadata `names` (a JSON list) and the other fields."""
         from safetensors.torch import save_file
 
-        metadata = {"names": json.dumps(list(self.names)), "model": self.model, "note": self.note}
+        metadata = {"names": json.dumps(list(self.names)), **{key: getattr(self, key) for key in PROVENANCE}}
         with atomic_write(path) as temporary:
             save_file({"embeddings": self.embeddings.float().contiguous().cpu()}, temporary, metadata)
 
@@ -56,7 +63,7 @@ class TextEmbeddings:
                 embeddings = F.normalize(file.get_tensor("embeddings").float(), dim=-1)
             if not embeddings.isfinite().all():
                 raise ValueError("not finite")
-            return cls(names, embeddings, metadata.get("model", ""), metadata.get("note", ""))
+            return cls(names, embeddings, *(metadata.get(key, "") for key in PROVENANCE))
         except FileNotFoundError:
             raise UserError(
                 f"text embeddings {path} do not exist; give a file that TextEmbeddings.save wrote"
@@ -66,6 +73,23 @@ class TextEmbeddings:
                 f"{path} does not hold text embeddings ({type(error).__name__}); it must be a .safetensors file with "
                 "a finite tensor `embeddings` [Q, dim] and the metadata `names`, a JSON list of Q names"
             ) from error
+
+    def check(self, backbone: Backbone) -> None:
+        """Raise UserError where the rows cannot be compared with a backbone's features; warn where another made them.
+
+        Embeddings that do not say which backbone made them are not judged.
+        """
+        if self.embeddings.shape[1] != backbone.dim:
+            raise UserError(
+                f"the text embeddings have {self.embeddings.shape[1]} dimensions, {backbone.name} has {backbone.dim}; "
+                "give embeddings of the same model"
+            )
+        if self.backbone not in ("", _identity(backbone)):
+            warnings.warn(
+                f"the text embeddings were made by {self.backbone}, the images are seen by {_identity(backbone)}: "
+                "unless these are the same weights, give embeddings of the same model",
+                stacklevel=3,
+            )
 
     def select(self, vocabulary: Vocabulary) -> tuple[Tensor, tuple[int, ...]]:
         """Rows for a vocabulary, matched by name: embeddings [Q', dim] and the class index of each row.
@@ -88,6 +112,11 @@ class TextEmbeddings:
             )
         rows, query_class = zip(*found)
         return self.embeddings[list(rows)], query_class
+
+
+def _identity(backbone: Backbone) -> str:
+    """A backbone as "arch:tag"; the embedded image tower is OpenAI's."""
+    return f"{backbone.name}:{'openai' if backbone.tag == EMBEDDED else backbone.tag}"
 
 
 def _plain(name: str) -> str:
@@ -119,7 +148,7 @@ def embed_names(
             rows, note = student(list(unique)), "text student, which stands for an ensemble of templates"
         else:
             rows, note = _embed(backbone, unique, templates), f"mean of {len(templates)} templates"
-        known = TextEmbeddings(unique, rows, f"{backbone.name} {backbone.tag}", note)
+        known = TextEmbeddings(unique, rows, f"{backbone.name} {backbone.tag}", note, _identity(backbone))
         if cache:
             try:
                 known.save(path)
@@ -127,7 +156,8 @@ def embed_names(
             except OSError as error:
                 log.warning("text embeddings are not kept: %s; set CLEARCLIP_CACHE to a folder to write to", error)
     row = {name: index for index, name in enumerate(unique)}
-    return TextEmbeddings(tuple(names), known.embeddings[[row[name] for name in names]], known.model, known.note)
+    rows = known.embeddings[[row[name] for name in names]]
+    return TextEmbeddings(tuple(names), rows, known.model, known.note, _identity(backbone))
 
 
 def _student():

@@ -37,6 +37,7 @@ BLIP = {
     "BLIP-L": {"coco": "Salesforce/blip-itm-large-coco", "flickr": "Salesforce/blip-itm-large-flickr"},
 }
 BLIP_FILES = ("model.safetensors", "pytorch_model.bin")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,15 @@ def find_checkpoint(backbone: str, pretrained: str = "openai") -> Checkpoint:
 
     `backbone` is an OpenCLIP architecture ("ViT-B-16"), "arch:tag", or "local-dir:FOLDER" with OpenCLIP's
     open_clip_config.json and weights. `pretrained` is a tag, a weights file, "openai-int8" (the image tower
-    that a package index carries) or "auto" ("openai" where its hub answers, else "openai-int8").
+    that a package index carries) or "auto" ("openai" where its hub answers, else "openai-int8"). A file called as
+    a tag is written with its folder.
     "BLIP-B" and "BLIP-L" are BLIP's retrieval models: there `pretrained` may be a weights file in transformers'
     form or the original's, or a folder that transformers saved, "openai" and "auto" mean "coco", and
     "local-dir:FOLDER" takes any folder that transformers saved.
     Raises UserError when the architecture, the tag or the file cannot be had.
     """
+    from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
+
     if backbone.startswith("local-dir:"):
         return _from_folder(Path(backbone.removeprefix("local-dir:")).expanduser())
     arch, _, tag = backbone.replace("/", "-").partition(":")
@@ -83,12 +87,17 @@ def find_checkpoint(backbone: str, pretrained: str = "openai") -> Checkpoint:
         pretrained = _choose(arch)
     if pretrained == EMBEDDED:
         return _embedded(arch, config)
+    # Architectures that exist only with QuickGELU list their tags under the suffixed name.
+    known = get_pretrained_cfg(arch, pretrained) or get_pretrained_cfg(f"{arch}-quickgelu", pretrained)
+    if known:
+        return _from_tag(arch, pretrained, config, known)
     path = Path(pretrained).expanduser()
     if path.is_file():
         return _from_file(arch, path, config, named_quick)
-    if path.suffix in (".safetensors", ".pt", ".pth", ".bin"):
+    if path.suffix in SUFFIXES:
         raise UserError(f"weights file {pretrained} does not exist; give the path of a checkpoint or a tag")
-    return _from_tag(arch, pretrained, config)
+    tags = ", ".join(list_pretrained_tags_by_model(arch)) or "none"
+    raise UserError(f"no weights {pretrained!r} for {arch}; known are {tags}, or give a file")
 
 
 def _model_config(arch: str) -> dict:
@@ -118,19 +127,12 @@ def _supported(arch: str, config: dict) -> dict:
     return config
 
 
-def _from_tag(arch: str, tag: str, config: dict) -> Checkpoint:
-    import open_clip
-
-    # Architectures that exist only with QuickGELU list their tags under the suffixed name.
-    known = open_clip.get_pretrained_cfg(arch, tag) or open_clip.get_pretrained_cfg(f"{arch}-quickgelu", tag)
-    if not known:
-        tags = open_clip.list_pretrained_tags_by_model(arch)
-        raise UserError(f"no weights {tag!r} for {arch}; known are {', '.join(tags) or 'none'}, or give a file")
+def _from_tag(arch: str, tag: str, config: dict, known: dict) -> Checkpoint:
     return Checkpoint(
         arch,
         tag,
         arch,
-        _local_copy(arch, tag) or _download(arch, tag, known),
+        local_copy(f"{arch}.{tag}") or _download(arch, tag, known),
         config | {"quick_gelu": known.get("quick_gelu", False) or config.get("quick_gelu", False)},
         known.get("mean", OPENAI_MEAN),
         known.get("std", OPENAI_STD),
@@ -187,20 +189,20 @@ def _blip_config(arch: str) -> dict:
 
 def _blip(arch: str, pretrained: str) -> Checkpoint:
     default = next(iter(BLIP[arch]))
-    path = Path(pretrained).expanduser()
-    name = path.absolute().name
-    if path.is_dir():
-        path = _blip_file(path)
-    if path.is_file():
-        return Checkpoint(arch, name, BLIP[arch][default], path, _blip_config(arch))
-    if path.suffix in (".safetensors", ".pt", ".pth", ".bin"):
-        raise UserError(f"weights file {pretrained} does not exist; give the path of a checkpoint or a tag")
     tag = default if pretrained in ("openai", "auto") else pretrained  # what every other backbone starts from
     if tag not in BLIP[arch]:
+        path = Path(tag).expanduser()
+        name = path.absolute().name
+        if path.is_dir():
+            path = _blip_file(path)
+        if path.is_file():
+            return Checkpoint(arch, name, BLIP[arch][default], path, _blip_config(arch))
+        if path.suffix in SUFFIXES:
+            raise UserError(f"weights file {tag} does not exist; give the path of a checkpoint or a tag")
         raise UserError(f"no weights {tag!r} for {arch}; known are {', '.join(BLIP[arch])}, or give a file")
     repository = BLIP[arch][tag]
     try:
-        path = _local_copy(arch, tag) or _hub_file(repository, *BLIP_FILES)
+        path = local_copy(f"{arch}.{tag}") or hub_file(repository, *BLIP_FILES)
     except Exception as error:  # the library raises whatever its transport raised
         raise UserError(
             f"the weights of {arch} {tag} ({repository}) could not be downloaded: give the path of a copy, or of the "
@@ -244,24 +246,12 @@ def find_tokenizer(checkpoint: Checkpoint) -> Path:
     if any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
         return folder
     try:
-        return _hub_file(checkpoint.model, "vocab.txt").parent
+        return hub_file(checkpoint.model, "vocab.txt").parent
     except Exception as error:  # as above
         raise UserError(
             f"the tokenizer of {checkpoint.arch} is missing: put the vocab.txt of bert-base-uncased beside "
             f"{checkpoint.path}"
         ) from error
-
-
-def _hub_file(repository: str, *names: str) -> Path:
-    """The first of these files that the repository, or the hub's cache of it, holds."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    _look_once()
-    for name in names[:-1]:
-        with contextlib.suppress(EntryNotFoundError):
-            return Path(hf_hub_download(repository, name))
-    return Path(hf_hub_download(repository, names[-1]))
 
 
 def _embedded(arch: str, config: dict) -> Checkpoint:
@@ -274,7 +264,7 @@ def _embedded(arch: str, config: dict) -> Checkpoint:
 
 def _choose(arch: str) -> str:
     """ "openai" where its weights are at hand or their hub answers within seconds, else the embedded ones."""
-    if arch != "ViT-B-16" or _local_copy(arch, "openai") or _in_hub_cache(arch) or _hub_answers():
+    if arch != "ViT-B-16" or local_copy(f"{arch}.openai") or _in_hub_cache(arch) or hub_answers():
         chosen, why = "openai", "as asked" if arch != "ViT-B-16" else "found"
     else:
         chosen, why = EMBEDDED, "no model hub answers here"
@@ -283,14 +273,57 @@ def _choose(arch: str) -> str:
 
 
 def _in_hub_cache(arch: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
     from open_clip import get_pretrained_cfg
 
-    repository = get_pretrained_cfg(arch, "openai")["hf_hub"].strip("/")
-    return isinstance(try_to_load_from_cache(repository, "open_clip_model.safetensors"), str)
+    return _cached(*_hub_files(get_pretrained_cfg(arch, "openai")["hf_hub"])) is not None
 
 
-def _hub_answers(seconds: float = 3.0) -> bool:
+def _hub_files(place: str) -> tuple[str, ...]:
+    """The repository that OpenCLIP's `hf_hub` names, and the files of it that hold the weights, the best first."""
+    repository, _, name = place.rpartition("/")
+    if not name:
+        return repository, "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
+    return repository, str(Path(name).with_suffix(".safetensors")), name
+
+
+def local_copy(name: str) -> Path | None:
+    """The file `name`, with one of `SUFFIXES`, in the folders of `$CLEARCLIP_WEIGHTS`."""
+    for folder in filter(None, os.environ.get("CLEARCLIP_WEIGHTS", "").split(os.pathsep)):
+        for suffix in SUFFIXES:
+            path = Path(folder).expanduser() / f"{name}{suffix}"
+            if path.is_file():
+                return path
+    return None
+
+
+def hub_file(repository: str, *names: str) -> Path:
+    """The first of these files that the hub's cache of a repository holds, or else the hub.
+
+    Raises what the hub's library raises, and ConnectionError, after seconds and not that library's minutes of
+    retries, where the hub does not answer.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if cached := _cached(repository, *names):
+        return cached
+    if not hub_answers():
+        raise ConnectionError("the model hub does not answer")
+    for name in names[:-1]:
+        with contextlib.suppress(EntryNotFoundError):
+            return Path(hf_hub_download(repository, name))
+    return Path(hf_hub_download(repository, names[-1]))
+
+
+def _cached(repository: str, *names: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (try_to_load_from_cache(repository, name) for name in names)
+    return next((Path(path) for path in found if isinstance(path, str)), None)  # of a file known to be missing, another
+
+
+def hub_answers(seconds: float = 3.0) -> bool:
+    """Whether the model hub can be reached: one look, none where `$HF_HUB_OFFLINE` is set."""
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return False
     from huggingface_hub import constants
@@ -312,39 +345,16 @@ def _hub_answers(seconds: float = 3.0) -> bool:
     return bool(answers)
 
 
-def _local_copy(arch: str, tag: str) -> Path | None:
-    """`<arch>.<tag>.safetensors`, `.pt` or `.pth` in the folders of `$CLEARCLIP_WEIGHTS`."""
-    for folder in filter(None, os.environ.get("CLEARCLIP_WEIGHTS", "").split(os.pathsep)):
-        for suffix in (".safetensors", ".pt", ".pth"):
-            path = Path(folder).expanduser() / f"{arch}.{tag}{suffix}"
-            if path.is_file():
-                return path
-    return None
-
-
-def _look_once() -> None:
-    """Spare the user the hub library's minutes of retries where it does not answer; its cache is still read."""
-    if not _hub_answers():
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        from huggingface_hub import constants
-
-        constants.HF_HUB_OFFLINE = True
-
-
 def _download(arch: str, tag: str, known: dict) -> Path:
-    from open_clip.pretrained import download_pretrained
-
-    _look_once()
     try:
-        return Path(download_pretrained(known))
+        return hub_file(*_hub_files(known["hf_hub"]))
     except Exception as error:  # the library raises whatever its transport raised
-        source = known.get("hf_hub", "").strip("/") or known.get("url", "")
         suffix = f" and {arch}-quickgelu as --backbone" if known.get("quick_gelu") else ""
         remedy = f", or use --pretrained {EMBEDDED}" if (arch, tag) == ("ViT-B-16", "openai") else ""
         raise UserError(
-            f"the weights of {arch} {tag} ({source}) could not be downloaded: give the path of a copy as "
-            f"--pretrained{suffix}, or put it into a folder named by $CLEARCLIP_WEIGHTS as {arch}.{tag}.safetensors "
-            f"(or .pt), or fill the hub's cache on a machine that reaches it{remedy}"
+            f"the weights of {arch} {tag} ({known['hf_hub'].strip('/')}) could not be downloaded: give the path of a "
+            f"copy as --pretrained{suffix}, or put it into a folder named by $CLEARCLIP_WEIGHTS as "
+            f"{arch}.{tag}.safetensors (or .pt), or fill the hub's cache on a machine that reaches it{remedy}"
         ) from error
 
 

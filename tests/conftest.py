@@ -24,6 +24,20 @@ settings.load_profile("clearclip")
 torch.set_num_threads(1)
 
 
+def features(name, backbone, images):
+    """Patch features [B, h, w, dim] of the method `name` for normalised images [B, 3, H, W]."""
+    from clearclip.methods import create_method
+
+    with torch.inference_mode():
+        return create_method(name, backbone).features(images)
+
+
+def assert_near(actual, expected, tolerance=1e-4):
+    """Equal to within `tolerance` of the largest value."""
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch, tmp_path_factory):
     """No test sees the user's caches, weights, data or network."""

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clearclip.attention import TERMS, Attention, gaussian_neighbourhood, merge_heads, mix, split_heads
+from clearclip.attention import TERMS, Attention, gaussian_neighbourhood, mix, similarity_attention
+from clearclip.backbone import merge_heads, split_heads
 from clearclip.errors import UserError
 
 attentions = st.builds(
@@ -68,3 +69,17 @@ def test_heads_and_projections_are_those_of_the_block(tiny_backbone):
         normed = block.ln_1(tokens)
         expected, _ = block.attn(normed, normed, normed, need_weights=False)
     torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_similarity_attention_as_written():
+    torch.manual_seed(0)
+    similarity = torch.rand(3, 7, 7)
+    weights = similarity_attention(similarity, beta=1.2, gamma=3.0)
+    for window, got in zip(similarity, weights):
+        shifted = window - 1.2 * window.mean()
+        expected = torch.where((shifted >= 0) | torch.eye(7).bool(), (3 * shifted).exp(), 0.0)
+        torch.testing.assert_close(got, expected / expected.sum(dim=1, keepdim=True))
+
+
+def test_similarity_attention_where_all_are_alike():
+    assert similarity_attention(torch.ones(4, 4), beta=1.2).equal(torch.eye(4))

@@ -1,12 +1,15 @@
 """The opened-up towers against OpenCLIP's own forward passes."""
 
+import functools
 import json
+import shutil
 from types import SimpleNamespace
 
 import open_clip
 import pytest
 import torch
 from open_clip.model import resize_pos_embed
+from torch._dynamo.testing import CompileCounter
 
 from clearclip.backbone import choose_device, choose_precision, load_backbone, resize_position_embedding
 from clearclip.errors import UserError
@@ -138,3 +141,53 @@ def test_a_missing_gpu_is_named(tiny_folder):
     assert choose_device("auto").type in ("cpu", "mps")
     with pytest.raises(UserError, match="device 'cuda' is not available here; use auto or cpu"):
         load_backbone(f"local-dir:{tiny_folder}", device="cuda")
+
+
+@pytest.fixture
+def compiling(tmp_path, monkeypatch):
+    """No compiled code from before, none left; without vector instructions, whose probing alone takes seconds."""
+    import torch._inductor.config as inductor
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.compiler.reset()
+    with inductor.patch({"cpp.vec_isa_ok": False, "compile_threads": 1}):
+        yield
+    torch.compiler.reset()
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_compute_what_eager_ones_do(compiling, tiny_folder, tiny_backbone, golden):
+    compiled = load_backbone(f"local-dir:{tiny_folder}", device="cpu", precision="fp32", compile=True)
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    text = golden("inputs")["text"]
+    with torch.inference_mode():
+        tokens, expected = compiled.trunk(images), tiny_backbone.trunk(images)
+        torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+        scores, expected = (create_method("ClearCLIP", b).scores(images, text) for b in (compiled, tiny_backbone))
+        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+    assert compiled.compiled
+    assert not tiny_backbone.compiled
+
+
+def test_all_blocks_and_batches_share_what_is_compiled(compiling, tiny_folder, tiny_backbone, monkeypatch):
+    """Else torch gives up after eight shapes."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    compiled = load_backbone(f"local-dir:{tiny_folder}", device="cpu", precision="fp32", compile=True)
+    counts = []
+    with torch.inference_mode():
+        for batch, width in [*((size, 64) for size in (4, 3, 1, *range(5, 14))), (2, 80), (3, 96)]:
+            images = torch.randn(batch, 3, 64, width, generator=torch.Generator().manual_seed(batch))
+            torch.testing.assert_close(compiled.trunk(images), tiny_backbone.trunk(images), rtol=0, atol=0)
+            counts.append(counter.frame_count)
+    assert counts[0] == 1
+    assert counts[-1] <= 4
+
+
+def test_compiling_needs_a_compiler(tiny_folder, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler and finds none; install g\+\+ or"):
+        load_backbone(f"local-dir:{tiny_folder}", device="cpu", compile=True)
+    with pytest.raises(UserError, match="compile must be True or False, not 'yes'"):
+        load_backbone(f"local-dir:{tiny_folder}", device="cpu", compile="yes")

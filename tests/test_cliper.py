@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from benchmarks import make_benchmark
+from conftest import assert_near
 from mmengine.config import Config
 
 from clearclip.errors import UserError
@@ -48,11 +49,6 @@ PROTOCOL = {
     "city_scapes": (560, 560, 100, 0.0001, 0, 0.35, 80, 0, False, 35.9, 37.0),
 }
 CLASSES = dict(voc21=21, voc20=20, context60=60, context59=59, coco_object=81, coco_stuff164k=171, ade20k=150)
-
-
-def assert_near(actual, expected, tolerance=1e-4):
-    assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def maps(options, backbone, images, text, query_class=QUERY_CLASS, temperature=100.0, **objects):

@@ -1,21 +1,12 @@
 import pytest
 import torch
+from conftest import assert_near, features
 
 from clearclip.errors import UserError
 from clearclip.methods import create_method, list_methods
 from clearclip.methods.clipseg import layer
 
 IMAGES = ["image_64x64", "image_64x96", "image_112x160", "image_80x48"]
-
-
-def features(name, backbone, images):
-    with torch.inference_mode():
-        return create_method(name, backbone).features(images)
-
-
-def assert_near(actual, expected, tolerance=1e-4):
-    assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 @pytest.mark.parametrize("image", IMAGES)

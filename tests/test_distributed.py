@@ -62,6 +62,9 @@ def test_usage_and_missing_config(data):
         done = dist_test(*arguments, data=data)
         assert done.returncode == 2
         assert done.stderr.startswith("usage: bash dist_test.sh CONFIG [GPUS]")
+    done = dist_test(ROOT / "configs" / "cfg_voc21.py", "2", "--metod", "CLIP", data=data)
+    assert done.returncode == 2
+    assert done.stderr.count("usage: eval.py") == done.stderr.count("unrecognized arguments: --metod CLIP") == 1
     done = dist_test("nowhere.py", data=data)
     assert done.returncode == 2
     assert "config nowhere.py does not exist" in single_error(done.stderr)

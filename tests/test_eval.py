@@ -14,7 +14,10 @@ from benchmarks import LAYOUTS, SHAPES, make_benchmarks, run, single_error
 from PIL import Image
 from safetensors.torch import save_file
 
+from clearclip.evaluation.progress import ProgressHook
 from clearclip.evaluation.results import Result, read_result
+from clearclip.evaluation.run import find_backbone, load_config
+from clearclip.evaluation.segmentor import OpenVocabSegmentor
 from clearclip.segmenter import Segmenter
 from clearclip.text import TextEmbeddings
 from clearclip.vocabulary import load_vocabulary
@@ -244,7 +247,9 @@ def test_data_root_may_be_empty_or_in_the_home_folder(variable, place, fails, mo
         ([], {"method": "None"}, "model.method is missing"),
         ([], {"vocabulary": "nowhere.txt"}, "class file nowhere.txt"),
         ([], {"vocabulary": CONFIGS / "cls_voc21.txt"}, "has 21 classes, data set voc20 has 20"),
-        (["--results", "results.csv"], {}, "let it end in .xlsx; the results are safe in run/result.json"),
+        (["--results", "results.csv"], {}, "results.csv is no name for a workbook: let it end in .xlsx"),
+        (["--results", f"{__file__}/results.xlsx"], {}, "test_eval.py is no folder to write to"),
+        (["--work-dir", f"{__file__}/run"], {}, "test_eval.py is no folder to write to"),
     ],
 )
 def test_errors(arguments, settings, message, fails, monkeypatch):
@@ -277,8 +282,18 @@ def test_config_that_is_none(text, message, capsys):
     assert message in single_error(capsys.readouterr().err)
 
 
-def test_damaged_workbook_costs_no_result(fails, evaluate):
+def test_damaged_workbook_is_found_before_the_run(fails):
     Path("results.xlsx").write_text("no zip archive")
+    assert "results.xlsx is damaged" in fails("cfg_voc20")
+    assert Path("results.xlsx").read_text() == "no zip archive"
+    assert not Path("run").exists()
+
+
+def test_workbook_damaged_during_the_run_costs_no_result(fails, monkeypatch):
+    def damage(self, runner):
+        Path("results.xlsx").write_text("no zip archive")
+
+    monkeypatch.setattr(ProgressHook, "after_test", damage)
     error = fails("cfg_voc20")
     assert "results.xlsx is damaged" in error
     assert "the results are safe in run/result.json" in error
@@ -305,3 +320,49 @@ def test_one_config_is_wanted(arguments, capsys):
         main(arguments)
     assert exit.value.code == 2
     assert "give one config" in capsys.readouterr().err
+
+
+def test_images_may_be_resized_on_the_device(evaluate, tiny_backbone, data):
+    on_cpu = evaluate("cfg_voc21")
+    on_device = evaluate("cfg_voc21", resize="device")
+    assert [result["settings"]["resize"] for result in (on_cpu, on_device)] == ["cv2", "device"]
+    assert on_device["settings"]["short_side"] == 448
+    expected = measure(
+        Segmenter(backbone=tiny_backbone, templates="single", threshold=0.5, resize="device"),
+        "voc21", "cls_voc21.txt", 0, data,
+    )  # fmt: skip
+    assert list(on_device["per_class_IoU"].values()) == pytest.approx(expected.pop("per_class_IoU"), abs=1e-9)
+    assert {key: on_device[key] for key in expected} == pytest.approx(expected, abs=1e-9)
+    assert on_device["aAcc"] == pytest.approx(on_cpu["aAcc"], abs=1)
+    assert on_device["images"] == len(SHAPES)
+
+    main(["run/config.py", "--work-dir", "again"])
+    assert scores(read_result("again/result.json")) == scores(on_device)
+
+
+def test_workers_only_decode_where_images_are_resized_on_the_device(evaluate, fails, monkeypatch):
+    seen = []
+    predict = OpenVocabSegmentor.predict
+    monkeypatch.setattr(
+        OpenVocabSegmentor,
+        "predict",
+        lambda self, inputs, samples: seen.extend(inputs) or predict(self, inputs, samples),
+    )
+    evaluate("cfg_voc20", resize="device")
+    assert [tuple(image.shape[1:]) for image in seen] == list(SHAPES.values())
+    assert "unknown resize 'gpu'; use cv2 or device" in fails("cfg_voc20", resize="gpu")
+    stretched = ["--cfg-options", "test_dataloader.dataset.pipeline.1.scale=(1024,448)", "model.resize=device"]
+    with pytest.raises(SystemExit):
+        main([str(CONFIGS / "cfg_voc20.py"), *stretched])
+
+
+def test_a_backbone_is_kept_only_as_it_is_asked_for(tiny_folder):
+    def find(**settings):
+        settings = {f"model.{key}": value for key, value in settings.items()}
+        config = load_config(str(CONFIGS / "cfg_voc20.py"), {"backbone": f"local-dir:{tiny_folder}"}, settings)
+        return find_backbone(config)
+
+    plain = find(device="cpu")
+    assert find(device="cpu") is plain
+    assert [find(device="cpu", compile=compile).compiled for compile in (True, False)] == [True, False]
+    assert find(device="cpu", precision="bf16").dtype == torch.bfloat16

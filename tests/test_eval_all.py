@@ -126,6 +126,8 @@ def test_protocols_paths_and_text_embeddings(tiny_folder, data, tiny_backbone):
         (["--datasets", "voc22"], "cfg_voc22.py; protocol 'clearclip' has ade20k,"),
         (["--protocol", "clip"], "protocol 'clip' has no configs at all"),
         (["--methods", "CLIP", "CLAP"], "unknown method 'CLAP'"),
+        (["--results", "results.csv"], "let it end in .xlsx"),
+        (["--markdown", f"{__file__}/table.md"], "test_eval_all.py is no folder to write to"),
         (["--cfg-options", "model.crop"], "must be KEY=VALUE"),
         (["--cfg-options", "model.corp=3"], "no setting model.corp"),
     ],

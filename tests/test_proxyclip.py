@@ -6,13 +6,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from conftest import assert_near
 from PIL import Image
 from safetensors.torch import save_file
 
 import eval as program
 from clearclip import features
-from clearclip.attention import merge_heads, split_heads
-from clearclip.backbone import resize_position_embedding
+from clearclip.backbone import merge_heads, resize_position_embedding, split_heads
 from clearclip.errors import UserError
 from clearclip.features import VISION_MODELS, VisionModel, load_vision_model
 from clearclip.methods import create_method
@@ -44,11 +44,6 @@ def weights(tmp_path):
 def proxy(backbone, external, images, **options):
     with torch.inference_mode():
         return ProxyCLIP(backbone, vfm=lambda _: external, **options).features(images)
-
-
-def assert_near(actual, expected, tolerance=1e-4):
-    assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def test_golden(golden, tiny_backbone):

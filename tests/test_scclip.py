@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import assert_near, features
 from safetensors.torch import save_file
 
 from clearclip.backbone import load_backbone
@@ -29,16 +30,6 @@ def deep_backbone(golden, tmp_path_factory):
     config = {"embed_dim": 48, "quick_gelu": True, "vision_cfg": vision, "text_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     return load_backbone(f"local-dir:{folder}", device="cpu", precision="fp32")
-
-
-def features(name, backbone, images):
-    with torch.inference_mode():
-        return create_method(name, backbone).features(images)
-
-
-def assert_near(actual, expected, tolerance=1e-4):
-    assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def test_golden(golden, deep_backbone):

@@ -19,6 +19,7 @@ from clearclip.methods import create_method
 from clearclip.segmenter import read_image, resize_short, resized_shape
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+SANITY = Path(__file__).parents[1] / "datasets" / "sanity" / "images"
 NAMES = tuple("abcdefg")
 
 
@@ -167,6 +168,40 @@ def test_resizing_is_that_of_the_evaluation_pipeline(shape):
     image = picture(*shape)
     assert np.array_equal(resize_short(image, 448), mmcv.imrescale(image, (2048, 448)))
     assert resize_short(image, 0) is image
+
+
+def shift_of_the_device(image, segmenter):
+    """By how many grey levels a resize on the device differs from OpenCV's."""
+    resized = segmenter.resize(torch.from_numpy(image).permute(2, 0, 1))
+    assert resized.dtype == torch.uint8
+    return np.abs(resized.permute(1, 2, 0).numpy().astype(int) - resize_short(image, segmenter.short_side))
+
+
+@given(st.integers(2, 150), st.integers(2, 150), st.integers(1, 300), st.booleans(), st.integers(0, 99))
+def test_resizing_on_the_device_is_within_a_level_of_opencv(make, height, width, short_side, extreme, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    image = image // 128 * 255 if extreme else image
+    assert shift_of_the_device(image, make(resize="device", short_side=short_side)).max() <= 1
+
+
+@pytest.mark.parametrize("short_side", [224, 448, 640])
+def test_resizing_on_the_device_changes_few_values(short_side, make):
+    segmenter = make(resize="device", short_side=short_side)
+    noise = np.random.default_rng(0).integers(0, 256, (333, 500, 3), np.uint8)
+    for image in (noise, read_image(SANITY / "cat.jpg"), read_image(SANITY / "coffee.jpg")):
+        shift = shift_of_the_device(image, segmenter)
+        assert shift.max() == 1
+        assert shift.mean() < 0.14
+
+
+def test_labels_hardly_depend_on_where_images_are_resized(make):
+    images = [picture(*size, seed) for seed, size in enumerate(SIZES)]
+    results = (make(resize=resize)(images, NAMES) for resize in ("cv2", "device"))
+    changed = [(one.labels != other.labels).mean() for one, other in zip(*results)]
+    assert 0 < np.mean(changed) < 0.1  # of the tiny network, which is far less smooth than a trained one
+    untouched = (make(short_side=0, resize=resize)(images, NAMES) for resize in ("cv2", "device"))
+    for one, other in zip(*untouched):
+        assert np.array_equal(one.labels, other.labels)
 
 
 # From images to labels
@@ -319,6 +354,23 @@ def test_wrong_options_are_refused(tiny_backbone, make, tmp_path):
         make()(picture(9, 9), "cat")
     with pytest.raises(UserError, match="no template set or file imagenet81"):
         Segmenter("CLIP", tiny_backbone, templates="imagenet81")(picture(9, 9), ["cat"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "meta"}, "device meta is not that of the loaded backbone, cpu; load it so, or leave it out"),
+        ({"precision": "bf16"}, r"precision torch\.bfloat16 is not that of the loaded backbone, torch\.float32"),
+        ({"precision": "half"}, "unknown precision 'half'"),
+        ({"compile": True}, "compile True is not that of the loaded backbone, False"),
+        ({"resize": "pil"}, "unknown resize 'pil'; use cv2 or device"),
+    ],
+)
+def test_settings_that_contradict_a_loaded_backbone(settings, message, make, tiny_backbone):
+    for method in ("CLIP", create_method("CLIP", tiny_backbone)):
+        with pytest.raises(UserError, match=message):
+            make(method, **settings)
+    make(device="cpu", precision="fp32")
 
 
 # Benchmark settings

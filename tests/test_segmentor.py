@@ -18,13 +18,14 @@ from clearclip.segmenter import Segmenter
 from clearclip.text import TextEmbeddings
 
 # isort: split
+from mmseg.evaluation import IoUMetric
 from mmseg.structures import SegDataSample
 
 CLASSES = ("cat", "dog ", "tree", "sky")
 
 
-def metric():
-    metric = ClassIoUMetric(iou_metrics=["mIoU"])
+def metric(**options):
+    metric = ClassIoUMetric(iou_metrics=["mIoU"], **options)
     metric.dataset_meta = {"classes": CLASSES}
     return metric
 
@@ -64,10 +65,54 @@ def test_metric_equals_a_plain_count(truth, labels):
 
 def test_pixels_are_counted_as_integers():
     """In float32, 2²⁴ + 1 is 2²⁴."""
-    result = metric().compute_metrics(
-        [tuple(torch.tensor([count, 0.0, 0.0, 0.0]) for count in counts) for counts in ((2.0**24,) * 4, (0, 1, 1, 1))]
-    )
-    assert result["IoU"]["cat"] == 100 * 2**24 / (2**24 + 1) < 100
+    areas = np.zeros((2, 4, len(CLASSES)), np.int64)
+    areas[:, :, 0] = (2**24,) * 4, (0, 1, 1, 1)
+    assert metric().compute_metrics(list(areas))["IoU"]["cat"] == 100 * 2**24 / (2**24 + 1) < 100
+
+
+@st.composite
+def label_maps(draw):
+    """Number of classes, ignored label, prediction and ground truth as `process` makes them of any type: int32."""
+    classes = draw(st.integers(2, 12) | st.sampled_from([255, 256, 847]))
+    inside = st.integers(0, min(classes - 1, 5)) | st.just(classes - 1)
+    outside = st.sampled_from([-1, classes, 255, 65535])
+    shape = draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
+    maps = (torch.from_numpy(draw(arrays(np.int32, shape, elements=inside | outside))) for _ in range(2))
+    return classes, draw(st.sampled_from([255, 65535])), *maps
+
+
+@given(label_maps())
+def test_areas_are_mmsegs(drawn):
+    """A label that is no class, such as CLIPer's 255, misses where the truth is a class and adds to no prediction."""
+    classes, ignored, labels, truth = drawn
+    areas = ClassIoUMetric.intersect_and_union(labels, truth, classes, ignored)
+    expected = IoUMetric.intersect_and_union(labels, truth, classes, ignored)
+    assert areas.dtype == torch.int64
+    assert torch.equal(areas, torch.stack(expected).long())
+
+
+@pytest.mark.parametrize(
+    ("labels", "truth"), [("uint8", "uint8"), ("uint8", "uint16"), ("int16", "int32"), ("int32", "int64")]
+)
+def test_label_maps_may_differ_in_type(labels, truth):
+    """Those of the decoders, and those of both loaders of annotations."""
+    large = metric(ignore_index=65535 if truth != "uint8" else 255)
+    unknown = large.ignore_index
+    pair = np.array([[0, 1, 2, 3]]), np.array([[0, 2, 2, unknown]])
+    large.process({}, [sample(pair[1].astype(truth), pair[0].astype(labels))])
+    assert large.evaluate(1)["aAcc"] == pytest.approx(100 * 2 / 3)
+
+
+def test_images_stay_apart_until_they_are_collected():
+    """A distributed sampler takes images twice; MMEngine cuts the list of results to the number of images."""
+    random = np.random.default_rng(0)
+    truth, labels = random.integers(0, 4, (2, 3, 5, 7), np.uint8)
+    results = []
+    for count in (2, 3):
+        counted = metric()
+        counted.process({}, [sample(t, p) for t, p in zip(truth[:count], labels[:count])])
+        results.append(counted.evaluate(2))
+    assert results[0] == results[1]
 
 
 def test_class_that_does_not_occur_is_null_and_out_of_the_mean(tmp_path):
@@ -93,7 +138,8 @@ def images():
     return [random.integers(0, 256, shape, np.uint8) for shape in ((70, 96, 3), (64, 48, 3))]
 
 
-def test_segmentor_gives_the_labels_of_a_segmenter(tiny_backbone, images, tmp_path):
+@pytest.mark.parametrize("resize", [{}, {"resize": "cv2", "short_side": 80}, {"resize": "device", "short_side": 80}])
+def test_segmentor_gives_the_labels_of_a_segmenter(resize, tiny_backbone, images, tmp_path):
     classes = tmp_path / "classes.txt"
     classes.write_text("cat\ndog, puppy\nsky\n")
     rows = torch.randn(4, tiny_backbone.dim, generator=torch.Generator().manual_seed(0))
@@ -101,9 +147,9 @@ def test_segmentor_gives_the_labels_of_a_segmenter(tiny_backbone, images, tmp_pa
     settings = dict(backbone=tiny_backbone, text_embeddings=text, crop=64, stride=32, threshold=0.4)
     bgr = [torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1) for image in images]
 
-    segmentor = OpenVocabSegmentor(str(classes), **settings)
+    segmentor = OpenVocabSegmentor(str(classes), **settings, **resize)
     samples = segmentor.test_step({"inputs": bgr, "data_samples": [data_sample(image) for image in images]})
-    segmenter = Segmenter(**settings, short_side=0)
+    segmenter = Segmenter(**settings, **{"short_side": 0} | resize)
     for sample, image in zip(samples, images):
         expected = segmenter(image, ["cat", "dog, puppy", "sky"]).labels
         np.testing.assert_array_equal(sample.pred_sem_seg.data[0].numpy(), expected)

@@ -1,6 +1,8 @@
 """Prompt ensembles, their cache, and embeddings from a file."""
 
 import json
+import warnings
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -14,6 +16,7 @@ from clearclip import text
 from clearclip.backbone import load_backbone
 from clearclip.errors import UserError
 from clearclip.paths import cache_dir
+from clearclip.segmenter import Segmenter
 from clearclip.text import TextEmbeddings, embed_names, encode_prompts
 from clearclip.vocabulary import Vocabulary, load_templates
 
@@ -175,10 +178,11 @@ def test_a_cache_that_cannot_be_written_is_done_without(tiny_folder, tmp_path, m
 
 def test_file_round_trip(tmp_path):
     rows = F.normalize(torch.randn(3, 5, generator=torch.Generator().manual_seed(0)), dim=-1)
-    saved = TextEmbeddings(("cat", "crème brûlée", "猫"), rows, "ViT-B-16 openai", "a note")
+    saved = TextEmbeddings(("cat", "crème brûlée", "猫"), rows, "ViT-B-16 openai", "a note", "ViT-B-16:openai")
     saved.save(tmp_path / "deep" / "text.safetensors")
     loaded = TextEmbeddings.load(tmp_path / "deep" / "text.safetensors")
-    assert (loaded.names, loaded.model, loaded.note) == (saved.names, saved.model, saved.note)
+    for key in ("names", *text.PROVENANCE):
+        assert getattr(loaded, key) == getattr(saved, key)
     torch.testing.assert_close(loaded.embeddings, rows)
 
 
@@ -218,6 +222,32 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
     for path in (tmp_path / "text.txt", tmp_path):
         with pytest.raises(UserError, match=f"{path} does not hold text embeddings"):
             TextEmbeddings.load(path)
+
+
+def test_embeddings_of_another_model_are_told(tiny_backbone, tiny_folder, tmp_path, recwarn):
+    other = tmp_path / "other"
+    other.symlink_to(tiny_folder)
+    other = load_backbone(f"local-dir:{other}", device="cpu", precision="fp32")
+    embed_names(tiny_backbone, NAMES, "single").save(tmp_path / "text.safetensors")
+    loaded = TextEmbeddings.load(tmp_path / "text.safetensors")
+    loaded.check(tiny_backbone)
+    assert not recwarn
+    with pytest.warns(UserWarning, match=f"made by {tiny_backbone.name}:.* seen by other:.* of the same model"):
+        Segmenter("CLIP", other, text_embeddings=tmp_path / "text.safetensors")
+    embed_names(other, NAMES, "single").check(other)  # its weights are the same, and so is the cache entry
+    TextEmbeddings(NAMES, loaded.embeddings, "openai ViT-B-16", "somebody else's").check(tiny_backbone)
+    with pytest.raises(UserError, match="have 24 dimensions, other has 48"):
+        TextEmbeddings(NAMES, torch.ones(3, 24)).check(other)
+    assert not recwarn
+
+
+def test_the_embedded_image_tower_takes_openai_s_text():
+    openai, embedded = (SimpleNamespace(name="ViT-B-16", tag=tag, dim=4) for tag in ("openai", "openai-int8"))
+    with warnings.catch_warnings(action="error"):
+        TextEmbeddings(("cat",), torch.ones(1, 4), backbone="ViT-B-16:openai").check(embedded)
+        TextEmbeddings(("cat",), torch.ones(1, 4), backbone="ViT-B-16:openai").check(openai)
+        with pytest.raises(UserWarning, match="made by ViT-B-32:openai, the images are seen by ViT-B-16:openai"):
+            TextEmbeddings(("cat",), torch.ones(1, 4), backbone="ViT-B-32:openai").check(embedded)
 
 
 def test_names_and_rows_must_agree():

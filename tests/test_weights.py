@@ -327,6 +327,22 @@ def test_weights_folders(tiny_arch, tiny_state, tmp_path, monkeypatch, no_downlo
     assert activations(loaded.visual) == {"QuickGELU"}  # the tag says it, no suffix is needed
 
 
+def test_a_tag_wins_over_a_file_of_its_name(tiny_arch, tiny_state, tmp_path, monkeypatch):
+    """A file called as a tag is written with its folder; one called as none needs neither folder nor suffix."""
+    monkeypatch.setattr(weights, "_download", lambda arch, tag, known: Path("downloaded"))
+    monkeypatch.setattr(weights, "hub_file", lambda repository, *names: Path("downloaded"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("openai", "mine", "coco"):
+        torch.save(tiny_state, name)
+    assert find_checkpoint("ViT-B-16", "openai").path == Path("downloaded")
+    assert find_checkpoint("ViT-B-16", "./openai").path == Path("openai")
+    assert find_checkpoint("ViT-B-16", str(tmp_path / "openai")).path == tmp_path / "openai"
+    assert find_checkpoint("ViT-B-16", "mine").path == Path("mine")
+    assert find_checkpoint("BLIP-B", "coco").path == find_checkpoint("BLIP-B", "openai").path == Path("downloaded")
+    assert find_checkpoint("BLIP-B", "./coco").path == Path("coco")
+    assert find_checkpoint("BLIP-B", "mine").path == Path("mine")
+
+
 @pytest.fixture
 def empty_hub_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.file_download.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -351,6 +367,31 @@ def test_a_failed_download_names_the_three_ways(empty_hub_cache):
     assert EMBEDDED not in str(raised.value)
 
 
+def test_a_hub_that_did_not_answer_may_answer_later(empty_hub_cache, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(weights, "hub_answers", lambda: False)
+    asked = []
+
+    def download(repository, name):
+        asked.append(name)
+        if name.endswith(".safetensors"):
+            raise huggingface_hub.errors.EntryNotFoundError(f"no {name}")
+        return f"{repository}/{name}"
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(UserError, match="could not be downloaded"):
+        find_checkpoint("ViT-B-16", "openai")
+    assert not asked
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+    assert "HF_HUB_OFFLINE" not in os.environ
+
+    monkeypatch.setattr(weights, "hub_answers", lambda: True)
+    checkpoint = find_checkpoint("ViT-B-16", "openai")
+    assert checkpoint.path == Path("timm/vit_base_patch16_clip_224.openai/open_clip_pytorch_model.bin")
+    assert asked == ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+
+
 def test_a_failed_download_ends_a_program_without_a_traceback(tmp_path):
     command = [sys.executable, str(ROOT / "demo.py"), "--pretrained", "openai", "--device", "cpu"]
     environment = os.environ | {"HF_HOME": str(tmp_path), "CLEARCLIP_CACHE": str(tmp_path / "cache")}
@@ -364,11 +405,11 @@ def test_a_failed_download_ends_a_program_without_a_traceback(tmp_path):
 def test_auto_takes_openai_where_it_is_at_hand(monkeypatch, tmp_path, caplog, empty_hub_cache):
     monkeypatch.setattr(weights, "_embedded", lambda arch, config: EMBEDDED)
     monkeypatch.setattr(weights, "_download", lambda arch, tag, known: Path("downloaded"))
-    monkeypatch.setattr(weights, "_hub_answers", lambda: True)
+    monkeypatch.setattr(weights, "hub_answers", lambda: True)
     assert find_checkpoint("ViT-B-16", "auto").tag == "openai"
     assert find_checkpoint("ViT-B-16:auto").tag == "openai"
 
-    monkeypatch.setattr(weights, "_hub_answers", lambda: False)
+    monkeypatch.setattr(weights, "hub_answers", lambda: False)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         assert find_checkpoint("ViT-B-16", "auto") == EMBEDDED
@@ -401,7 +442,7 @@ def test_offline_the_hub_is_not_asked(monkeypatch):
         raise AssertionError("offline means offline")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    assert not weights._hub_answers()
+    assert not weights.hub_answers()
 
 
 # Hashes

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import textwrap
@@ -163,10 +164,29 @@ def append_results(records: Iterable[Result], path, saved_at=None) -> None:
             with atomic_write(path) as temporary:
                 workbook.save(temporary)
     except (OSError, UserError) as error:
-        if isinstance(error, OSError):
-            error = f"{path} cannot be written ({error}): free it or give another path"
         saved_at = saved_at or "the result.json of each run"
-        raise UserError(f"{error}; the results are safe in {saved_at}") from None
+        raise UserError(f"{_reason(error, path)}; the results are safe in {saved_at}") from None
+
+
+def check_workbook(path) -> None:
+    """Raise the `UserError` that `append_results` would, so that it is found before a run and not after it."""
+    path = Path(path)
+    check_writable(path)
+    try:
+        _open(path)
+    except OSError as error:
+        raise UserError(_reason(error, path)) from None
+
+
+def check_writable(path) -> None:
+    """Raise `UserError` where no file can be made at `path`; folders that do not exist yet can be."""
+    folder = next(folder for folder in Path(path).absolute().parents if os.path.exists(folder))
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{path} cannot be written, {folder} is no folder to write to: give another path")
+
+
+def _reason(error, path):
+    return f"{path} cannot be written ({error}): free it or give another path" if isinstance(error, OSError) else error
 
 
 def _open(path):

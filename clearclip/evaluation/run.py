@@ -24,7 +24,7 @@ from clearclip.evaluation.segmentor import OpenVocabSegmentor
 from clearclip.methods import parse_method
 from clearclip.paths import atomic_write, data_root
 from clearclip.refine import split_refinement
-from clearclip.segmenter import Segmenter
+from clearclip.segmenter import LONG_SIDE, Segmenter
 from clearclip.vocabulary import load_vocabulary
 from clearclip.weights import EMBEDDED
 
@@ -79,6 +79,19 @@ def resize_scale(config: Config) -> int:
     return min(resize["scale"])
 
 
+def _without_resize(config: Config) -> dict:
+    """The config's dataloader whose images keep their size. Raises UserError for a resize that is not `Segmenter`'s."""
+    dataset = config.test_dataloader.dataset
+    for step in dataset.pipeline:
+        if step["type"] == "Resize" and not (step.get("keep_ratio") and max(step["scale"]) == LONG_SIDE):
+            raise UserError(
+                f"{config.filename}: with model.resize=device, Resize must have keep_ratio=True and a scale "
+                f"({LONG_SIDE}, short side); use model.resize=cv2 for any other"
+            )
+    pipeline = [step for step in dataset.pipeline if step["type"] != "Resize"]
+    return {**config.test_dataloader, "dataset": {**dataset, "pipeline": pipeline}}
+
+
 def default_work_dir(config: Config) -> Path:
     """`work_dirs/<protocol>/<data set>/<method>_<backbone>_<weights>`."""
     model, benchmark = config.model, config.benchmark
@@ -91,12 +104,13 @@ def default_work_dir(config: Config) -> Path:
 def find_backbone(config: Config) -> Backbone:
     """The backbone a config asks for. The one of the last call is kept: consecutive runs load it once."""
     model = config.model
-    return _backbone(model.backbone, model.pretrained, model.get("device", "auto"), model.get("precision", "auto"))
+    device, precision = model.get("device", "auto"), model.get("precision", "auto")
+    return _backbone(model.backbone, model.pretrained, device, precision, model.get("compile", False))
 
 
 @functools.lru_cache(maxsize=1)
-def _backbone(name: str, pretrained: str, device: str, precision: str) -> Backbone:
-    return load_backbone(name, pretrained, device, precision)
+def _backbone(name: str, pretrained: str, device: str, precision: str, compile: bool) -> Backbone:
+    return load_backbone(name, pretrained, device, precision, compile)
 
 
 def _join_processes(launcher: str) -> None:
@@ -128,15 +142,18 @@ def evaluate(
             f"class file {config.model.vocabulary} has {len(vocabulary)} classes, data set {config.benchmark.name} has "
             f"{len(classes)}; write one line for each"
         )
-    _join_processes(launcher)
     settings = {key: value for key, value in config.model.items() if key != "type"}
+    dataloader = config.test_dataloader
+    if settings.get("resize") == "device":
+        settings["short_side"], dataloader = resize_scale(config), _without_resize(config)
+    _join_processes(launcher)
     segmentor = OpenVocabSegmentor(**settings | {"backbone": find_backbone(config)})
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         runner = Runner(
             model=segmentor,
             work_dir=scratch,  # MMEngine would leave a folder with an empty log for each run
-            test_dataloader=config.test_dataloader,
+            test_dataloader=dataloader,
             test_evaluator=config.test_evaluator,
             test_cfg=config.test_cfg,
             default_hooks=config.default_hooks,
@@ -197,6 +214,7 @@ def _record(config: Config, segmentor: OpenVocabSegmentor, metrics: dict, images
         config=config.filename,
         settings=dict(
             short_side=resize_scale(config),
+            resize=segmenter.resizer,
             crop=segmenter.crop,
             stride=segmenter.stride,
             temperature=segmenter.temperature,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseDataPreprocessor
@@ -11,6 +12,7 @@ from mmengine.structures import PixelData
 from mmseg.evaluation import IoUMetric
 from mmseg.models import BaseSegmentor
 from mmseg.registry import METRICS, MODELS
+from torch import Tensor
 
 from clearclip.segmenter import Segmenter, read_image
 from clearclip.vocabulary import load_vocabulary
@@ -18,22 +20,22 @@ from clearclip.vocabulary import load_vocabulary
 
 @MODELS.register_module()
 class OpenVocabSegmentor(BaseSegmentor):
-    """A thin adapter: MMSeg's batch of resized images in, `pred_sem_seg` at the original sizes out.
+    """A thin adapter: MMSeg's batch of images in, `pred_sem_seg` at the original sizes out.
 
     `vocabulary` is a class file, one line for each label of the data set; `settings` are those of `Segmenter`.
-    Images of a batch may differ in size.
+    `short_side` is 0 where the pipeline has resized the images. Those of a batch may differ in size.
     """
 
-    def __init__(self, vocabulary: str, **settings):
-        # The pipeline has resized the images; its own normalisation belongs to the backbone.
+    def __init__(self, vocabulary: str, short_side: int = 0, **settings):
+        # No preprocessing of MMSeg's: the normalisation belongs to the backbone.
         super().__init__(data_preprocessor=BaseDataPreprocessor())
-        self.segmenter = Segmenter(**settings, short_side=0)
+        self.segmenter = Segmenter(**settings, short_side=short_side)
         self.vocabulary = load_vocabulary(vocabulary)
         self.queries = self.segmenter.queries(self.vocabulary)
 
     def predict(self, inputs, data_samples):
         """A list of BGR images [3, h, w], uint8, to its data samples with `pred_sem_seg` [1, H, W] set."""
-        images = [image.flip(0) for image in inputs]
+        images = [self.segmenter.resize(image.to(self.segmenter.device).flip(0)) for image in inputs]
         shapes = [sample.ori_shape for sample in data_samples]
         for sample, labels in zip(data_samples, self.segmenter.segment(images, shapes, self.queries)):
             sample.set_data({"pred_sem_seg": PixelData(data=labels[None])})
@@ -62,7 +64,7 @@ class Unwrapped:
 
 @METRICS.register_module()
 class ClassIoUMetric(IoUMetric):
-    """MMSeg's IoUMetric that also returns each class's IoU, and counts pixels in integers.
+    """MMSeg's IoUMetric that also returns each class's IoU, and counts pixels in integers, on their device.
 
     Returns mIoU, aAcc, mAcc in percent, the mean over classes that occur, and `IoU`, a dict by class name with
     NaN for a class that is neither in the ground truth nor predicted.
@@ -80,8 +82,30 @@ class ClassIoUMetric(IoUMetric):
             sample["pred_sem_seg"]["data"] = sample["pred_sem_seg"]["data"].int()
         super().process(data_batch, data_samples)
 
+    @staticmethod
+    def intersect_and_union(pred_label: Tensor, label: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+        """Areas [4, C], int64, of two label maps [H, W]: intersection, union, prediction and ground truth.
+
+        Pixels that the ground truth ignores do not count; a label outside 0..C-1 is in no class's area.
+        """
+        pred_label, label = pred_label.int(), label.int()
+        bins = num_classes + 2  # the first and the last take what is no class
+        predicted, true = (labels.clamp(-1, num_classes) + 1 for labels in (pred_label, label))
+        # One histogram of both maps: each bin of the ground truth is split into wrong and right.
+        index = torch.stack([2 * true + (true == predicted), 2 * bins + predicted])
+        index.masked_fill_(label == ignore_index, 0)
+        counts = torch.bincount(index.flatten(), minlength=3 * bins)
+        wrong, right = counts[: 2 * bins].view(bins, 2)[1:-1].T
+        predicted = counts[2 * bins + 1 : -1]
+        return torch.stack([right, predicted + wrong, predicted, wrong + right])
+
+    def evaluate(self, size: int) -> dict:
+        if self.results:  # copied at once; as arrays, for a pickled tensor takes along those it shares memory with
+            self.results = list(torch.stack(self.results).cpu().numpy())
+        return super().evaluate(size)
+
     def compute_metrics(self, results: list) -> dict:
-        areas = [torch.stack(part).long().sum(dim=0).double() for part in zip(*results)]
+        areas = torch.from_numpy(np.sum(results, axis=0)).double()
         metrics = self.total_area_to_metrics(*areas, self.metrics, self.nan_to_num, self.beta)
         iou, accuracy = (torch.as_tensor(metrics[key]).double() * 100 for key in ("IoU", "Acc"))
         return {

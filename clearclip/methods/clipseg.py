@@ -12,12 +12,11 @@ is the plainest reading of that, with every choice a parameter:
     out = Wo · (A + λ C) · ((1 − α) V(x) + α · mean over deep layers l of V(xₗ)),    V(x) = Wv · LN(x) of the last block
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearclip.attention import Attention, merge_heads, mix, split_heads
-from clearclip.backbone import Backbone
+from clearclip.attention import Attention, mix, similarity_attention
+from clearclip.backbone import Backbone, merge_heads, split_heads
 from clearclip.methods import Method, register
 
 
@@ -72,7 +71,7 @@ class CLIPSeg(Method):
         for index, previous in enumerate(earlier):
             if index == self.middle or index in self.deep:
                 entering[index] = tokens
-            tokens = previous(tokens)
+            tokens = self.backbone.run_block(previous, tokens)
         q, k, v = split_heads(block, tokens)
         if self.integration:
             deep = sum(split_heads(block, entering[index])[2] for index in self.deep) / len(self.deep)
@@ -86,11 +85,7 @@ class CLIPSeg(Method):
     def coherent_attention(self, patches: Tensor) -> Tensor:
         """C [B, N, N], float32, rows summing to 1, from a middle layer's patch tokens [B, N, D]."""
         patches = F.normalize(patches.float(), dim=-1)
-        shifted = patches @ patches.transpose(1, 2)
-        shifted = shifted - shifted.mean(dim=(1, 2), keepdim=True)
-        excluded = shifted < 0
-        excluded.diagonal(dim1=1, dim2=2).fill_(False)  # where all patches are alike, a patch keeps itself
-        return (self.sharpness * shifted).masked_fill(excluded, -torch.inf).softmax(dim=-1)
+        return similarity_attention(patches @ patches.transpose(1, 2), gamma=self.sharpness)
 
 
 def layer(name: str, share: float, depth: int) -> int:

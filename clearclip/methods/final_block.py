@@ -8,8 +8,8 @@ attention output, and keeps only Wo · softmax(q qᵀ / √d) · v.
 
 from torch import Tensor
 
-from clearclip.attention import Attention, merge_heads, mix, split_heads
-from clearclip.backbone import Backbone
+from clearclip.attention import Attention, mix
+from clearclip.backbone import Backbone, feed_forward, merge_heads, split_heads
 from clearclip.methods import Method, register
 
 
@@ -39,7 +39,7 @@ class FinalBlock(Method):
         mixed = merge_heads(block, mix(self.attention, *split_heads(block, tokens), grid))
         out = mixed + self.residual * tokens if self.residual else mixed
         if self.feed_forward:
-            out = out + block.ls_2(block.mlp(block.ln_2(out)))
+            out = feed_forward(block, out)
         return out
 
 

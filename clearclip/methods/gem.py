@@ -8,8 +8,7 @@ The second path is read out.
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearclip.attention import merge_heads, split_heads
-from clearclip.backbone import Backbone
+from clearclip.backbone import Backbone, merge_heads, split_heads
 from clearclip.methods import Method, register
 
 
@@ -35,12 +34,12 @@ class GEM(Method):
         blocks = self.backbone.blocks
         tokens = self.backbone.embed(images, position="antialias")  # [B, 1+N, D]
         for block in blocks[: -self.depth]:
-            tokens = block(tokens)
+            tokens = self.backbone.run_block(block, tokens)
         path = tokens if self.cumulative else 0
         for block in blocks[-self.depth :]:
             path = path + self.contribution(block, tokens)
             if block is not blocks[-1]:
-                tokens = block(tokens)
+                tokens = self.backbone.run_block(block, tokens)
         return self.backbone.project(path[:, 1:]).unflatten(1, self.backbone.grid(images))  # [B, h, w, dim]
 
     def contribution(self, block, tokens: Tensor) -> Tensor:

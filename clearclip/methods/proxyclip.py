@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearclip.attention import merge_heads, split_heads
-from clearclip.backbone import Backbone
+from clearclip.attention import similarity_attention
+from clearclip.backbone import Backbone, merge_heads, split_heads
 from clearclip.features import load_vision_model
 from clearclip.methods import Method, register
 
@@ -50,15 +50,10 @@ class ProxyCLIP(Method):
     def attention(self, features: Tensor) -> Tensor:
         """One window's external features [D', h', w'] to weights [N, N] of its N = h'·w' patches, float32.
 
-        softmax(γ · (S − β · mean S)) over the patches where that is positive, S being the cosine similarity.
-        The mean is that of the window, so that a result does not depend on what else is in its batch.
+        It is `similarity_attention` of their cosine similarity.
         """
         f = F.normalize(features.float().flatten(1), dim=0)  # [D', N]
-        shifted = f.T @ f
-        shifted = shifted - self.beta * shifted.mean()
-        excluded = shifted < 0
-        excluded.fill_diagonal_(False)  # in a window of one colour all are below the mean: a patch keeps itself
-        return (self.gamma * shifted).masked_fill(excluded, -torch.inf).softmax(dim=-1)
+        return similarity_attention(f.T @ f, self.beta, self.gamma)
 
     def _load(self, name: str, weights: str | None) -> Callable[[Tensor], Tensor]:
         backbone = self.backbone

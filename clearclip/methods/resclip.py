@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearclip.attention import gaussian_neighbourhood, merge_heads, split_heads
-from clearclip.backbone import Backbone, feed_forward
+from clearclip.attention import gaussian_neighbourhood
+from clearclip.backbone import Backbone, feed_forward, merge_heads, split_heads
 from clearclip.methods import Method, create_method, register
 from clearclip.methods.final_block import FinalBlock
 

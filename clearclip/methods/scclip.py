@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearclip.attention import Attention, merge_heads, mix, split_heads
-from clearclip.backbone import Backbone, run_block
+from clearclip.attention import Attention, mix, similarity_attention
+from clearclip.backbone import Backbone, merge_heads, split_heads
 from clearclip.methods import Method, register
 
 NEIGHBOURS = 30  # of a patch, that its local outlier factor compares it with
@@ -60,7 +60,7 @@ class SCCLIP(Method):
         tokens = self.backbone.embed(images)  # [B, 1+N, D]
         outputs = []
         for previous in earlier:
-            tokens = run_block(previous, tokens)
+            tokens = self.backbone.run_block(previous, tokens)
             outputs.append(tokens)
         patches, middle = tokens[:, 1:], outputs[self.middle][:, 1:]
         if self.repair:
@@ -77,10 +77,7 @@ class SCCLIP(Method):
     def rewire(self, block, patches: Tensor, class_token: Tensor, similarity: Tensor, grid: tuple[int, int]) -> Tensor:
         """The last block's output [B, N, D] for patches [B, N, D], with the class token [B, 1, D] added to each."""
         q, k, v = split_heads(block, patches)
-        shifted = similarity - similarity.mean(dim=(1, 2), keepdim=True)
-        excluded = shifted < 0
-        excluded.diagonal(dim1=1, dim2=2).fill_(False)  # where all patches are alike, a patch keeps itself
-        coherent = (SHARPNESS * shifted).masked_fill(excluded, -torch.inf).softmax(dim=-1)
+        coherent = similarity_attention(similarity, gamma=SHARPNESS)
         own = mix(self.attention, q, k, v, grid) / len(self.attention.terms)
         mixed = (coherent.to(v).unsqueeze(1) @ v + own) / 2  # [B, heads, N, d]
         return merge_heads(block, mixed) + self.class_token * class_token

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip.errors import UserError
-from clearclip.weights import _hub_answers
+from clearclip.weights import hub_answers
 
 MODELS = {
     "sd21": "stabilityai/stable-diffusion-2-1-base",
@@ -131,7 +131,7 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32):
     from transformers import CLIPTextModel, CLIPTokenizer
 
     source = MODELS.get(str(name), str(name))
-    options = {"local_files_only": Path(source).is_dir() or not _hub_answers()}
+    options = {"local_files_only": Path(source).is_dir() or not hub_answers()}
     weights = options | {"use_safetensors": True}
     network = weights | {"torch_dtype": dtype, "low_cpu_mem_usage": False}
     try:

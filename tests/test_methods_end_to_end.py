@@ -1,0 +1,127 @@
+"""Every method through eval.py on a tiny data set: a new file in clearclip/methods is covered as it stands.
+
+Images are resized to 64 pixels and cut into windows of 64 every 32, so that two of the three have several.
+"""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from benchmarks import SHAPES, make_benchmark
+from safetensors.torch import save_file
+
+from clearclip.evaluation.results import read_result
+from clearclip.methods import create_method, list_methods
+from clearclip.text import TextEmbeddings
+from clearclip.vocabulary import load_vocabulary
+from eval import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NAMES = [entry.name for entry in list_methods()]
+OPTIONS = {"ProxyCLIP": ":vfm=test_vit,vfm_weights=test_vit.safetensors"}  # what a method cannot do without
+VARIANTS = [  # a method with more to it, and the one that it must differ from
+    ("ClearCLIP+PAMR", "ClearCLIP"),
+    ("GEM+PAMR", "GEM"),
+    ("ResCLIP:base=SCLIP", "SCLIP"),
+    ("ResCLIP:base=NACLIP", "NACLIP"),
+    ("ResCLIP:base=ClearCLIP", "ClearCLIP"),
+    ("CLIPer:window=64", "CLIPer"),
+    ("CLIPer:background=True", "CLIPer"),
+    ("CLIPer:refine=test_vit,refine_weights=test_vit.safetensors", "CLIPer"),
+]
+SCORES = ("mIoU", "aAcc", "mAcc", "per_class_IoU")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder to work in: the data of VOC, embeddings of its names, and timm's smallest ViT."""
+    folder = tmp_path_factory.mktemp("methods")
+    make_benchmark(folder / "data", "voc21")
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), folder / "test_vit.safetensors")
+    names = load_vocabulary(CONFIGS / "cls_voc21.txt").queries
+    TextEmbeddings(names, torch.randn(len(names), 48)).save(folder / "text.safetensors")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CLEARCLIP_DATA", "data")
+
+
+@pytest.fixture
+def evaluate(tiny_folder, tmp_path):
+    """`evaluate(config, *arguments, side=…, **model_settings)`: run eval.py and return the result."""
+
+    def evaluate(config, *arguments, side, batch_size=4, **settings):
+        main([
+            str(CONFIGS / f"{config}.py"), "--backbone", f"local-dir:{tiny_folder}", *arguments,
+            "--work-dir", str(tmp_path), "--results", str(tmp_path / "results.xlsx"), "--cfg-options",
+            f"test_dataloader.dataset.pipeline.1.scale=(2048,{side})", f"test_dataloader.batch_size={batch_size}",
+            "test_dataloader.num_workers=0", "model.device=cpu",
+            *(f"model.{key}={value}" for key, value in settings.items()),
+        ])  # fmt: skip
+        return read_result(tmp_path / "result.json")
+
+    return evaluate
+
+
+@pytest.fixture
+def measure(evaluate):
+    """`measure(method)`: the result of a method in windows."""
+
+    def measure(method, **settings):
+        arguments = ["--method", method + OPTIONS.get(method, ""), "--text-embeddings", "text.safetensors"]
+        return evaluate("cfg_voc21", *arguments, side=64, crop=64, stride=32, threshold=0, **settings)
+
+    return measure
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Results by method, for the tests that compare methods."""
+    return {}
+
+
+def scores(result):
+    return {key: result[key] for key in SCORES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method(name, measure, known, tiny_backbone, monkeypatch):
+    known[name] = result = measure(name)
+    method = name + OPTIONS.get(name, "")
+    assert result["method"] == method
+    assert 0 <= result["mIoU"] <= 100
+    assert (result["images"], len(result["per_class_IoU"])) == (len(SHAPES), 21)
+    assert scores(measure(name, batch_size=1)) == scores(result)
+    # The labels are the method's: with its scores in another order they are others.
+    cls = type(create_method(method, tiny_backbone))
+    original = cls.scores
+    monkeypatch.setattr(cls, "scores", lambda *arguments: original(*arguments).flip(1))
+    assert scores(measure(name)) != scores(result)
+
+
+def test_methods_differ(measure, known):
+    ious = {tuple((known.get(name) or measure(name))["per_class_IoU"].values()) for name in NAMES}
+    assert len(ious) == len(NAMES)
+
+
+@pytest.mark.parametrize(("variant", "plain"), VARIANTS)
+def test_variants(variant, plain, measure, known):
+    result = measure(variant)
+    assert result["method"] == variant
+    assert scores(result) != scores(known.get(plain) or measure(plain))
+    assert scores(measure(variant, batch_size=1)) == scores(result)
+
+
+@pytest.mark.parametrize("protocol", sorted(path.name for path in CONFIGS.iterdir() if path.is_dir()))
+def test_protocols(protocol, evaluate):
+    """A method's own config as it stands, but for the size of images and the templates."""
+    method = {"proxyclip": ["--method", f"ProxyCLIP{OPTIONS['ProxyCLIP']}"]}.get(protocol, [])
+    result = evaluate(f"{protocol}/cfg_voc21", *method, side=112, templates="single")
+    assert result["method"].lower().startswith(protocol)
+    assert (result["protocol"], result["dataset"], result["images"]) == (protocol, "voc21", len(SHAPES))
+    assert 0 <= result["mIoU"] <= 100
