@@ -7,6 +7,7 @@ from statistics import fmean
 
 import numpy as np
 import openpyxl
+import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from clearclip.evaluation.results import (
     append_results,
     as_markdown,
     as_text,
+    check_workbook,
     read_result,
     table,
     write_result,
@@ -305,6 +307,14 @@ def test_workbook_has_three_sheets_of_real_numbers(tmp_path):
     assert formats[80.2 - 80.9] == "+0.00;-0.00;0.00"
 
 
+def test_pandas_reads_the_sheets(tmp_path):
+    path = tmp_path / "results.xlsx"
+    append_results([result(), result("ade20k", 15.0)], path)
+    sheets = pandas.read_excel(path, sheet_name=None)
+    assert sheets["runs"].set_index("dataset").mIoU.to_dict() == {"voc20": 80.2, "ade20k": 15.0}
+    assert list(sheets["table"].columns) == list(table([result(), result("ade20k", 15.0)])[0])
+
+
 def test_appending_keeps_earlier_runs_and_what_the_user_added(tmp_path):
     path = tmp_path / "results.xlsx"
     append_results([result(mIoU=70.0), result("ade20k", 15.0)], path)
@@ -408,6 +418,9 @@ def test_unusable_workbook_is_a_user_error_and_is_left_alone(tmp_path, spoil, me
     assert "move it away" in str(error.value)
     assert "work/result.json" in str(error.value)
     assert path.read_bytes() == before
+    with pytest.raises(UserError) as found:
+        check_workbook(path)
+    assert str(error.value) == f"{found.value}; the results are safe in work/result.json"
 
 
 @pytest.mark.parametrize("mark", ["~$results.xlsx", ".~lock.results.xlsx#"])
@@ -419,14 +432,32 @@ def test_workbook_open_elsewhere_is_a_user_error(tmp_path, mark):
     ):
         append_results([result()], path)
     assert not path.exists()
+    with pytest.raises(UserError, match=r"open in another program: close it \(or remove .*\) and run again$"):
+        check_workbook(path)
 
 
-def test_place_that_cannot_be_written_is_a_user_error(tmp_path):
+@pytest.mark.parametrize("use", [check_workbook, lambda path: append_results([result()], path)])
+def test_place_that_cannot_be_written_is_a_user_error(use, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"results\.xlsx cannot be written"):
-        append_results([result()], tmp_path / "file" / "results.xlsx")
+    (tmp_path / "folder.xlsx").mkdir()
+    for path in (
+        tmp_path / "file" / "results.xlsx",
+        tmp_path / "file" / "new" / "results.xlsx",
+        tmp_path / "folder.xlsx",
+    ):
+        with pytest.raises(UserError, match=rf"{path.name} cannot be written"):
+            use(path)
 
 
-def test_name_of_another_format_is_a_user_error(tmp_path):
+@pytest.mark.parametrize("use", [check_workbook, lambda path: append_results([result()], path)])
+def test_name_of_another_format_is_a_user_error(use, tmp_path):
     with pytest.raises(UserError, match=r"let it end in \.xlsx"):
-        append_results([result()], tmp_path / "results.csv")
+        use(tmp_path / "results.csv")
+
+
+def test_check_of_a_good_place_leaves_nothing(tmp_path):
+    check_workbook(tmp_path / "new" / "folder" / "results.xlsx")
+    assert not list(tmp_path.iterdir())
+    append_results([result()], tmp_path / "results.xlsx")
+    check_workbook(tmp_path / "results.xlsx")
+    assert len(sheet(tmp_path / "results.xlsx", "runs")) == 1
