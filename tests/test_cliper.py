@@ -116,6 +116,12 @@ def test_a_window_of_the_whole_image_is_carried_once_more(golden, tiny_backbone)
         torch.testing.assert_close(method.window_scores(images[0], prepared), expected)
 
 
+def test_windows_smaller_than_their_stride_leave_no_gaps(golden, tiny_backbone):
+    images, text = golden("inputs")["image_112x160"][:1], golden("inputs")["text"]
+    for window in (16, 64):
+        assert maps(f"window={window}", tiny_backbone, images, text).isfinite().all()
+
+
 def test_prepared_text(tiny_backbone):
     text = F.normalize(torch.randn(4, 48), dim=-1)
     method = create_method("CLIPer:background=True", tiny_backbone)

@@ -1,9 +1,12 @@
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from clearclip.errors import UserError
 from clearclip.methods import create_method
@@ -142,6 +145,23 @@ def test_head_attention_as_written():
     assert head_attention(q, k, 2.0).eq(0).all()  # a row of which nothing is left
 
 
+def test_a_position_that_none_attends_to():
+    """Its column is 0 in float32, and so is what it is divided by."""
+    q, k = 30 * torch.randn(2, 50, 4, generator=torch.Generator().manual_seed(0))
+    unseen = (q @ k.T).softmax(dim=-1).amax(dim=0) == 0
+    assert unseen.any()
+    weights = head_attention(q, k, 0.1)
+    assert weights.isfinite().all()
+    assert weights[:, unseen].eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_near(dtype, model, image, maps):
+    half = DiffusionAttention(model, dtype=dtype)(image, maps)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, DiffusionAttention(model)(image, maps), atol=0.02, rtol=0)
+
+
 def test_cliper_with_diffusion(model, golden, tiny_backbone, monkeypatch):
     monkeypatch.setitem(diffusion.MODELS, "sd21", str(model))
     images, text = golden("inputs")["image_64x96"], golden("inputs")["text"]
@@ -174,12 +194,38 @@ def test_without_the_library(monkeypatch, tiny_backbone):
 @pytest.mark.parametrize("name", ["sd21", "nobody/nothing"])
 def test_model_that_cannot_be_had(name):
     pytest.importorskip("diffusers")
-    with pytest.raises(UserError, match=f"Stable Diffusion {name} cannot be had .*; use one of sd21, sd15, sd14"):
+    reason = "only the hub's cache was searched, for the hub does not answer"
+    with pytest.raises(UserError, match=f"Stable Diffusion {name} cannot be had .*; {reason}.; use one of sd21, sd15"):
         DiffusionAttention(name)
 
 
-def test_damaged_model(model, tmp_path):
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be had"):
-        DiffusionAttention(tmp_path)
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def reshape(path):
+    state = load_file(path)
+    save_file(state | {"conv_in.weight": state["conv_in.weight"][:16].contiguous()}, path)
+
+
+@pytest.mark.parametrize(
+    ("part", "damage"),
+    [
+        ("unet/config.json", lambda path: path.write_text("{")),
+        ("unet/diffusion_pytorch_model.safetensors", truncate),
+        ("unet/diffusion_pytorch_model.safetensors", reshape),
+        ("vae/diffusion_pytorch_model.safetensors", Path.unlink),
+        ("text_encoder/model.safetensors", truncate),
+        ("tokenizer", shutil.rmtree),
+    ],
+)
+def test_damaged_model(part, damage, model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "damaged")
+    damage(folder / part)
+    with pytest.raises(UserError, match=r"^Stable Diffusion .*damaged cannot be had [^\n]*$"):
+        DiffusionAttention(folder)
+
+
+def test_u_net_without_the_layers(model):
+    with pytest.raises(UserError, match=r"has no self-attention mid_block\.attn; use a Stable Diffusion 1 or 2"):
+        DiffusionAttention(model, layers=["mid_block.attn"])

@@ -126,7 +126,9 @@ def test_layers_of_other_depths():
         assert 0 <= summed.start < summed.stop <= depth - 1
 
 
-@pytest.mark.parametrize("option", ["attention=kk+gaussian5", "repair=no", "second_pass=2", "threshold=much", "beta=1"])
+@pytest.mark.parametrize(
+    "option", ["attention=kk+gaussian5", "repair=no", "second_pass=2", "threshold=much", "threshold=1", "beta=1"]
+)
 def test_wrong_options_name_the_known(option, tiny_backbone):
     with pytest.raises(UserError, match="its options are attention, class_token, repair, second_pass, threshold"):
         create_method(f"SC-CLIP:{option}", tiny_backbone)

@@ -37,15 +37,17 @@ class CLIPer(Method):
     - `attention_threshold`: of that layer, what is below this share of a map's largest value is set to 0; the same
       threshold is that of the diffusion model's attention.
     - `iterate`: balance the attention once more for every layer, as published, or once for all.
-    - `window`: the size in pixels of windows, every 112 pixels, whose probabilities are mixed in equal parts with
-      those of the whole image, before the maps are carried; 0: none.
+    - `window`: the size in pixels of windows, every 112 pixels (smaller ones: side by side), whose probabilities are
+      mixed in equal parts with those of the whole image, before the maps are carried; 0: none.
     - `background`: class 0 is no class but a list of background words, whose probability is dropped.
     - `score_threshold`, `normalise`: see `ImageLevelDecoder`.
     - `refine`: a Stable Diffusion ("sd21", "sd15", "sd14" or what else `DiffusionAttention` reads), a vision model
       as ProxyCLIP reads it ("dino_vitb8"), or a function from an image [3, H, W], normalised, and maps [Q, h, w] to
       maps; None: nothing. `refine_weights` is the vision model's file, `combine` how diffusion's heads act.
 
-    The whole image goes through at once (`crop=0`). The position embedding is resampled bilinearly.
+    The whole image goes through at once (`crop=0`). The position embedding is resampled bilinearly. Here an image
+    keeps its proportions and loses the pixels beyond its last full patch; the authors' resize rounds both sides to
+    the nearest multiple of the patch.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class CLIPer(Method):
         the scores are carried along the attention, as the maps of the whole image will be.
         """
         patch, grid = self.backbone.patch_size, self.backbone.grid(image[None])
-        plan = windows.plan(*image.shape[1:], self.window, STRIDE, patch)
+        plan = windows.plan(*image.shape[1:], self.window, min(STRIDE, self.window), patch)
         h, w = (side // patch for side in plan.window_shape)
         corners = [(y // patch, x // patch) for y in plan.rows.starts for x in plan.columns.starts]
         scores = text.new_zeros(len(self.backbone.blocks), len(text), *grid, dtype=torch.float32)
@@ -196,15 +198,15 @@ def softmax_attention(q: Tensor, k: Tensor) -> Tensor:
 
 def balance(attention: Tensor) -> Tensor:
     """One step of Sinkhorn's iteration on [..., T, T]: columns to sum 1, then rows."""
-    attention = attention / attention.sum(dim=-2, keepdim=True)
-    return attention / attention.sum(dim=-1, keepdim=True)
+    balanced = attention / attention.sum(dim=-2, keepdim=True)
+    return balanced.div_(balanced.sum(dim=-1, keepdim=True))
 
 
 def fuse(attention: Tensor) -> Tensor:
     """Balanced attention [..., T, T], made symmetric, to what exceeds the mean of its column, rows to sum 1."""
-    symmetric = (attention + attention.transpose(-1, -2)) / 2
-    salient = (symmetric - symmetric.mean(dim=-2, keepdim=True)).clamp(min=0)
-    return salient / salient.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+    symmetric = (attention + attention.transpose(-1, -2)).div_(2)
+    salient = symmetric.sub_(symmetric.mean(dim=-2, keepdim=True)).clamp_(min=0)
+    return salient.div_(salient.sum(dim=-1, keepdim=True).clamp(min=1e-12))
 
 
 def layer_scores(features: Tensor, text: Tensor) -> Tensor:

@@ -50,6 +50,8 @@ class SCCLIP(Method):
         for name, switch in (("repair", repair), ("second_pass", second_pass)):
             if switch not in (True, False):
                 raise ValueError(f"{name} must be True or False, not {switch!r}")
+        if not float(threshold) < 1:
+            raise ValueError(f"threshold must be below 1, a patch's similarity with itself, not {threshold!r}")
         self.repair, self.second_pass, self.threshold = bool(repair), bool(second_pass), float(threshold)
         self.middle, self.shallow, self.summed, weight = calibration_layers(len(backbone.blocks))
         self.class_token = weight if class_token is None else float(class_token)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
 from clearclip.errors import UserError
@@ -34,8 +35,11 @@ class DiffusionAttention:
     trained on (512 pixels); the noise is that of `seed`, the same for every image (CLIPer's is not seeded, so that its
     numbers vary).
 
-    Not verified: which sampler's steps the authors count (here DDIM's, with the model's own schedule) and on which
-    end of the product the first head stands (here on the left, so it acts last).
+    Not verified: which sampler's steps the authors count (here DDIM's, with the model's own schedule), on which end
+    of the product the first head stands (here on the left, so it acts last), and which layers theirs are. They write
+    −4 and −6: of all attention layers in the order they run, as here; in the order of `named_modules`, which puts the
+    middle block last, these would be the third and the second of the last block. CLIPer hands over the image as CLIP
+    sees it, resized.
 
     Raises UserError where diffusers or the model cannot be had, and ValueError for a wrong `combine`.
     """
@@ -59,6 +63,9 @@ class DiffusionAttention:
         self.size = self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
         last = f"up_blocks.{len(self.unet.up_blocks) - 1}.attentions"
         layers = layers or [f"{last}.{index}.transformer_blocks.0.attn1" for index in (1, 0)]
+        for name in layers:
+            if name not in dict(self.unet.named_modules()):
+                raise UserError(f"the U-Net of {model} has no self-attention {name}; use a Stable Diffusion 1 or 2")
         self.layers = [self.unet.get_submodule(name) for name in layers]
         heads = sum(layer.heads for layer in self.layers)
         if type(combine) is int and not 0 <= combine < heads:
@@ -114,9 +121,9 @@ def head_attention(q: Tensor, k: Tensor, threshold: float) -> Tensor:
     softmax(q kᵀ), every column divided by its largest, what is then below `threshold` set to 0, rows to sum 1.
     """
     weights = (q.float() @ k.float().T).softmax(dim=-1)
-    weights /= weights.amax(dim=0)
+    weights /= weights.amax(dim=0).clamp(min=torch.finfo(torch.float32).tiny)  # 0 where none attends
     weights.masked_fill_(weights < threshold, 0)
-    return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+    return weights.div_(weights.sum(dim=-1, keepdim=True).clamp(min=1e-12))
 
 
 def load_model(name: str | Path, dtype: torch.dtype = torch.float32):
@@ -140,8 +147,12 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32):
         scheduler = DDIMScheduler.from_pretrained(source, subfolder="scheduler", **options)
         tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", **options)
         text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", **weights)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        if tokenizer.model_max_length != text_encoder.config.max_position_embeddings:  # a missing one is made up
+            raise ValueError("its tokenizer is not its text encoder's")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        if options["local_files_only"] and not Path(source).is_dir():
+            reason += "; only the hub's cache was searched, for the hub does not answer"
         raise UserError(
             f"Stable Diffusion {name} cannot be had ({reason}); use one of {', '.join(MODELS)} where the model hub "
             "answers, or give a folder in diffusers' format with its weights as .safetensors"

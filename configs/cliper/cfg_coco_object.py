@@ -17,7 +17,7 @@ benchmark = dict(
     protocol="cliper",
     published={"_delete_": True, "ViT-B-16": {method: 37.5, method + ",refine=sd21": 40.0}},
     source={
-        method: "CLIPer authors' README, sliding, without diffusion",
-        method + ",refine=sd21": "CLIPer authors' README, sliding, with diffusion",
+        method: "CLIPer authors' README, sliding, without diffusion, on 5000 images of COCO 2014",
+        method + ",refine=sd21": "CLIPer authors' README, sliding, with diffusion, on 5000 images of COCO 2014",
     },
 )
