@@ -57,10 +57,22 @@ def mix(attention: Attention, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, 
     bias = None
     if attention.gaussian is not None:
         bias = gaussian_neighbourhood(grid, attention.gaussian, q.device, q.dtype)
+    return mix_terms(attention.terms, q, k, v, bias)
+
+
+def mix_terms(
+    terms: tuple[str, ...], q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Values [B, heads, T, d] averaged by each of `terms`, summed: softmax(scale · x yᵀ + bias), scale 1 / √d or given.
+
+    `bias` broadcasts to [B, heads, T, T].
+    """
     named = {"q": q, "k": k, "v": v}
     return sum(
-        v if term == "identity" else F.scaled_dot_product_attention(named[term[0]], named[term[1]], v, attn_mask=bias)
-        for term in attention.terms
+        v
+        if term == "identity"
+        else F.scaled_dot_product_attention(named[term[0]], named[term[1]], v, attn_mask=bias, scale=scale)
+        for term in terms
     )
 
 

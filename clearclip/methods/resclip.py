@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearclip.attention import gaussian_neighbourhood
+from clearclip.attention import gaussian_neighbourhood, mix_terms
 from clearclip.backbone import Backbone, feed_forward, merge_heads, split_heads
 from clearclip.methods import Method, create_method, register
 from clearclip.methods.final_block import FinalBlock
@@ -114,13 +114,7 @@ class ResCLIP(Method):
             own, other = self.sfr_tau * (1 - self.sfr_lambda), self.sfr_tau * self.sfr_lambda
             scale = own * scale
             bias = (other * feedback).unsqueeze(1) + (0 if bias is None else own * bias)
-        named = {"q": q, "k": k, "v": v}
-        return sum(
-            v
-            if term == "identity"
-            else F.scaled_dot_product_attention(named[term[0]], named[term[1]], v, attn_mask=bias, scale=scale)
-            for term in attention.terms
-        )
+        return mix_terms(attention.terms, q, k, v, bias, scale)
 
 
 def region_bias(labels: Tensor) -> Tensor:
