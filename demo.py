@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from clearclip.errors import UserError, program
+from clearclip.paths import atomic_write, check_writable
 
 SAMPLE = Path(__file__).parent / "datasets" / "sanity" / "images" / "horses.jpg"
 SAMPLE_NAMES = ["sky", "horse", "grass, meadow", "tree, forest"]
@@ -15,7 +16,12 @@ SAMPLE_NAMES = ["sky", "horse", "grass, meadow", "tree, forest"]
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description="Segment pictures into anything that you can name.")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures (default: a sample, CLIP beside it)")
-    parser.add_argument("--names", nargs="+", metavar="NAME", help='what to look for; synonyms as "grass, lawn"')
+    parser.add_argument(
+        "--names",
+        nargs="+",
+        metavar="NAME",
+        help='what to look for, and what else is there: every pixel takes a name; synonyms as "grass, lawn"',
+    )
     parser.add_argument("--classes", metavar="FILE", help="the same from a file, one class a line")
     parser.add_argument("--method", default="ClearCLIP", help="see --list; options as in ClearCLIP:attention=kk")
     parser.add_argument("--compare", nargs="+", default=[], metavar="METHOD", help="other methods, side by side")
@@ -26,7 +32,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--short-side", type=int, default=448, help="pixels; larger finds smaller things, slower")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--precision", default="auto", help="auto, fp32, fp16, bf16")
-    parser.add_argument("--output", default="demo_output", metavar="DIR", help="where pictures go")
+    parser.add_argument("--output", default="demo_output", metavar="DIR", help="where overlays and label maps go")
     parser.add_argument("--list", action="store_true", help="list methods and backbones, and end")
     return parser.parse_args(argv)
 
@@ -42,10 +48,26 @@ def print_lists() -> None:
         print(f"  {name:12} {', '.join(tags)}")
 
 
-def output_paths(images: list[Path], folder: Path) -> list[Path]:
-    """Where each picture's overlay goes, without the extension; pictures of one name do not share it."""
+def output_paths(images: list[Path], folder: Path) -> list[tuple[Path, Path]]:
+    """Where each picture's overlay and label map go; pictures of one name get a number.
+
+    Raises UserError for one that cannot be written, that is itself a picture to read, or that two pictures share.
+    """
     stems = [image.stem for image in images]
-    return [folder / (stem if stems.count(stem) == 1 else f"{index + 1}-{stem}") for index, stem in enumerate(stems)]
+    folded = [stem.casefold() for stem in stems]  # some file systems take A and a for the same
+    targets = []
+    for number, stem in enumerate(stems, 1):
+        name = stem if folded.count(stem.casefold()) == 1 else f"{number}-{stem}"
+        targets.append((folder / f"{name}_overlay.png", folder / f"{name}_labels.png"))
+    inputs, seen = {image.resolve() for image in images}, set()
+    for target in (path for pair in targets for path in pair):
+        if target.resolve() in inputs:
+            raise UserError(f"{target} would be written over one of the pictures; give another --output")
+        if target in seen:
+            raise UserError(f"{target} would be written for two pictures; rename one of them")
+        seen.add(target)
+        check_writable(target)
+    return targets
 
 
 @program
@@ -58,21 +80,35 @@ def main(argv=None):
     if arguments.images and not (arguments.names or arguments.classes):
         raise UserError('say what to look for, such as --names cat "grass, lawn"')
 
-    from clearclip import Segmenter, Vocabulary
-    from clearclip.segmenter import read_image
-    from clearclip.visualize import overlay, save_label_map, sheet
-    from clearclip.vocabulary import load_vocabulary
+    from clearclip.vocabulary import Vocabulary, load_vocabulary
 
     if arguments.classes:
         vocabulary = load_vocabulary(arguments.classes)
     else:
         vocabulary = Vocabulary.of(arguments.names or SAMPLE_NAMES)
+    if len(vocabulary) == 1:
+        print("one name takes every pixel: name what else is in the picture, too", file=sys.stderr)
     paths = [Path(image) for image in arguments.images or [SAMPLE]]
+    targets = output_paths(paths, Path(arguments.output))
     compare = arguments.compare or ([] if arguments.images else ["CLIP"])
-    images = [read_image(path) for path in paths]  # a damaged one should not wait for the weights
+    methods = list(dict.fromkeys([*compare, arguments.method]))
+
+    from clearclip import Segmenter
+    from clearclip.backbone import choose_device, choose_precision
+    from clearclip.methods import parse_method
+    from clearclip.refine import split_refinement
+    from clearclip.segmenter import check_settings, read_image
+    from clearclip.visualize import overlay, save_label_map, sheet
+
+    # What is wrong should not wait for the weights.
+    check_settings({"short_side": arguments.short_side, "threshold": arguments.threshold})
+    choose_precision(arguments.precision, choose_device(arguments.device))
+    for method in methods:
+        parse_method(split_refinement(method)[0])
+    images = [read_image(path) for path in paths]
 
     backbone, segmenters = arguments.backbone, {}
-    for method in dict.fromkeys([*compare, arguments.method]):
+    for method in methods:
         segmenters[method] = Segmenter(
             method,
             backbone,
@@ -84,8 +120,7 @@ def main(argv=None):
             precision=arguments.precision,
         )
         backbone = segmenters[method].backbone
-    Path(arguments.output).mkdir(parents=True, exist_ok=True)
-    for path, image, target in zip(paths, images, output_paths(paths, Path(arguments.output))):
+    for path, image, (overlay_path, labels_path) in zip(paths, images, targets):
         start = time.perf_counter()
         results = {method: segmenter(image, vocabulary) for method, segmenter in segmenters.items()}
         seconds = time.perf_counter() - start
@@ -95,12 +130,13 @@ def main(argv=None):
             picture = sheet([[("photograph", image), *pictures.items()]])
         else:
             picture = pictures[arguments.method]
-        picture.save(f"{target}.png")
-        save_label_map(labels, f"{target}_labels.png", len(vocabulary))
+        with atomic_write(overlay_path) as temporary:
+            picture.save(temporary)
+        save_label_map(labels, labels_path, len(vocabulary))
         shares = {name: float((labels == index).mean()) for index, name in enumerate(vocabulary.classes)}
         found = sorted((name for name in shares if shares[name] > 0), key=shares.get, reverse=True)
         print(f"{path}: " + ", ".join(f"{name} {shares[name]:.0%}" for name in found) + f" ({seconds:.1f} s)")
-        print(f"overlay: {target}.png, labels: {target}_labels.png")
+        print(f"overlay: {overlay_path}, labels: {labels_path}")
 
 
 if __name__ == "__main__":

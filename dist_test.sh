@@ -13,7 +13,11 @@ if [ ! -f "$config" ]; then
     exit 2
 fi
 python=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python)}
-if [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
+if [ $# -gt 0 ] && [[ $1 != -* || $1 =~ ^-[0-9] ]]; then
+    if ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
+        echo "error: GPUS must be a number of 1 or more, not '$1'" >&2
+        exit 2
+    fi
     processes=$1
     shift
 else

@@ -47,8 +47,9 @@ def config_options(pairs: list[str]) -> dict:
 
 def run(arguments) -> None:
     overrides = config_options(arguments.cfg_options)
-    from clearclip.evaluation.results import append_results, as_text, check_workbook, check_writable, table
+    from clearclip.evaluation.results import append_results, as_text, check_workbook, table
     from clearclip.evaluation.run import default_work_dir, evaluate, load_config
+    from clearclip.paths import check_writable
 
     check_workbook(arguments.results)
     model = dict(
@@ -60,6 +61,8 @@ def run(arguments) -> None:
     config = load_config(arguments.config, model, overrides)
     work_dir = arguments.work_dir or default_work_dir(config)
     check_writable(f"{work_dir}/result.json")
+    if arguments.show_dir:
+        check_writable(f"{arguments.show_dir}/image.png")
     result = evaluate(config, work_dir, arguments.show_dir, arguments.launcher)
     if result is None:  # another rank reports
         return

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from clearclip.errors import UserError, program
-from clearclip.paths import atomic_write
+from clearclip.paths import atomic_write, check_writable
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -44,16 +44,8 @@ def main(argv=None):
     from eval import config_options
 
     overrides = config_options(arguments.cfg_options)
-    from clearclip.evaluation.datasets import check_dataset
-    from clearclip.evaluation.results import (
-        DATASETS,
-        append_results,
-        as_markdown,
-        as_text,
-        check_workbook,
-        check_writable,
-        table,
-    )
+    from clearclip.evaluation.datasets import check_dataset, one_line
+    from clearclip.evaluation.results import BENCHMARKS, append_results, as_markdown, as_text, check_workbook, table
     from clearclip.evaluation.run import default_work_dir, evaluate, find_backbone, load_config
     from clearclip.methods import parse_method
     from clearclip.refine import split_refinement
@@ -64,7 +56,7 @@ def main(argv=None):
     for method in arguments.methods:
         parse_method(split_refinement(method)[0])  # a misspelt name should not wait for the runs before it
     paths, missing = [], []
-    for dataset in arguments.datasets or DATASETS:
+    for dataset in arguments.datasets or BENCHMARKS:
         path = str(config_path(dataset, arguments.protocol))
         config = load_config(path, overrides=overrides)
         try:
@@ -73,26 +65,34 @@ def main(argv=None):
         except UserError as error:
             missing.append(error)
     results, failed = [], []
-    for backbone in arguments.backbones:
-        for path, method in product(paths, arguments.methods):
-            model = dict(method=method, backbone=backbone, pretrained=arguments.pretrained)
-            config = load_config(path, model, overrides)
-            dataset = config.benchmark.name
-            if arguments.text_embeddings:
-                config.model.text_embeddings = arguments.text_embeddings.replace("{dataset}", dataset)
+
+    def report(error, run):
+        failed.append(run)
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        print(f"error: {kind}{one_line(error)}", file=sys.stderr)
+
+    runs = {backbone: [] for backbone in arguments.backbones}
+    for backbone, path, method in product(runs, paths, arguments.methods):
+        model = dict(method=method, backbone=backbone, pretrained=arguments.pretrained)
+        config = load_config(path, model, overrides)
+        if arguments.text_embeddings:
+            config.model.text_embeddings = arguments.text_embeddings.replace("{dataset}", config.benchmark.name)
+        check_writable(default_work_dir(config) / "result.json")
+        runs[backbone].append((method, config))
+    for backbone in runs:
+        for method, config in runs[backbone]:
             try:
                 find_backbone(config)
-            except UserError as error:
-                failed.append(backbone)
-                print(f"error: {error}", file=sys.stderr)
+            except Exception as error:
+                report(error, backbone)
                 break
-            print(f"{dataset}: {method}, {backbone}", file=sys.stderr)
+            run = f"{config.benchmark.name}: {method}, {backbone}"
+            print(run, file=sys.stderr)
             try:
                 results.append(evaluate(config))
                 append_results(results[-1:], arguments.results, saved_at=f"{default_work_dir(config)}/result.json")
-            except UserError as error:
-                failed.append(f"{dataset}: {method}, {backbone}")
-                print(f"error: {error}", file=sys.stderr)
+            except Exception as error:  # the other runs go on, whatever one meets
+                report(error, run)
     if results:
         rows = table(results)
         print(as_text(rows))
@@ -104,7 +104,7 @@ def main(argv=None):
         print(f"missing: {error}", file=sys.stderr)
     for run in failed:
         print(f"failed: {run}", file=sys.stderr)
-    if failed or not results:
+    if failed or not results or (missing and arguments.datasets):
         raise SystemExit(2)
 
 

@@ -5,6 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from clearclip.errors import UserError
+
 
 def cache_dir() -> Path:
     """`$CLEARCLIP_CACHE`, or `clearclip` in the user's cache folder. Not created here."""
@@ -16,6 +18,13 @@ def cache_dir() -> Path:
 def data_root() -> Path:
     """The folder that holds the benchmarks: `$CLEARCLIP_DATA`, or `data` in the current folder."""
     return Path(os.environ.get("CLEARCLIP_DATA") or "data").expanduser()
+
+
+def check_writable(path) -> None:
+    """Raise `UserError` where no file can be made at `path`; folders that do not exist yet can be."""
+    folder = next(folder for folder in Path(path).absolute().parents if os.path.exists(folder))
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{path} cannot be written, {folder} is no folder to write to: give another path")
 
 
 @contextlib.contextmanager

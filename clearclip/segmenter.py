@@ -1,8 +1,10 @@
 """The road from image to labels, in plain PyTorch: resize, windows, scores, stitch, decode."""
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +28,12 @@ WINDOW_BATCH = {"cuda": 64, "mps": 8, "cpu": 4}
 
 @dataclass(frozen=True)
 class Segmentation:
-    """One image's result. `labels` [H, W] index `names`; `scores` [C, H, W] are probabilities, `features`
-    [h, w, dim] unit patch features; both are None unless asked for. Arrays are NumPy's."""
+    """One image's result, in NumPy arrays.
+
+    `labels` [H, W] index `names`: uint8 where that fits (up to 256 names), else int16. CLIPer, which may give a
+    pixel no class, labels it 255; with more than 255 names, 65535 and all labels in int32. `scores` [C, H, W] are
+    probabilities, `features` [h, w, dim] unit patch features; both are None unless asked for.
+    """
 
     labels: np.ndarray
     names: tuple[str, ...]
@@ -83,10 +89,10 @@ class Segmenter:
         resize: str = "cv2",
         compile: bool = False,
     ):
-        if crop and not 0 < stride <= crop:
-            raise UserError(f"stride {stride} must be between 1 and the crop, {crop}: else pixels are left out")
-        if resize not in RESIZERS:
-            raise UserError(f"unknown resize {resize!r}; use {' or '.join(RESIZERS)}")
+        settings = dict(short_side=short_side, crop=crop, stride=stride, window_batch=window_batch, resize=resize)
+        check_settings(settings | dict(temperature=temperature, threshold=threshold, area_threshold=area_threshold))
+        if not isinstance(method, str | Method):
+            raise UserError(f"method must be a name of list_methods() or a Method, not {method!r}")
         self.refine = None
         if isinstance(method, Method):
             backbone = method.backbone
@@ -106,6 +112,7 @@ class Segmenter:
         if text_embeddings is not None:
             text_embeddings.check(backbone)
         self.text_embeddings = text_embeddings
+        self._embedded: TextEmbeddings | None = None
         self.resizer, self.short_side, self.crop, self.stride = resize, short_side, crop, stride
         self.temperature, self.threshold, self.area_threshold = temperature, threshold, area_threshold
         self.window_batch = window_batch or WINDOW_BATCH[self.device.type]
@@ -140,8 +147,10 @@ class Segmenter:
         if self.text_embeddings is not None:
             text, query_class = self.text_embeddings.select(vocabulary)
         else:
-            text = embed_names(self.backbone, vocabulary.queries, self.templates).embeddings
-            query_class = vocabulary.query_class
+            # The last names are kept: images come one by one, and the cache on disk may be one not to write to.
+            if self._embedded is None or self._embedded.names != vocabulary.queries:
+                self._embedded = embed_names(self.backbone, vocabulary.queries, self.templates)
+            text, query_class = self._embedded.embeddings, vocabulary.query_class
         text = self.method.prepare(text.to(self.device), query_class, self.temperature)
         return Queries(text, query_class, vocabulary.classes)
 
@@ -232,6 +241,32 @@ class Segmenter:
             torch.tensor(s, device=self.device)[:, None, None] for s in (self.backbone.mean, self.backbone.std)
         )
         return mean * 255, std * 255
+
+
+def check_settings(settings: Mapping) -> None:
+    """Raise UserError naming a setting that no `Segmenter` can have.
+
+    Looks at those of `short_side`, `crop`, `stride`, `window_batch` (None: by the device), `temperature`, `threshold`,
+    `area_threshold` and `resize` that are there.
+    """
+    settings = {key: value for key, value in settings.items() if (key, value) != ("window_batch", None)}
+    for key, least in (("short_side", 0), ("crop", 0), ("stride", 0), ("window_batch", 1)):
+        value = settings.get(key, least)
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise UserError(f"{key} must be a whole number from {least} on, not {value!r}")
+    for key in ("temperature", "threshold", "area_threshold"):
+        value = settings.get(key, 1)
+        number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        if key == "temperature" and not (number and value > 0):
+            raise UserError(f"temperature must be a number above 0, not {value!r}")
+        if key != "temperature" and not (number and 0 <= value <= 1):
+            raise UserError(f"{key} must be a number within 0..1, not {value!r}")
+    if settings.get("crop") and "stride" in settings and not 0 < settings["stride"] <= settings["crop"]:
+        raise UserError(
+            f"stride {settings['stride']} must be between 1 and the crop, {settings['crop']}: else pixels are left out"
+        )
+    if settings.get("resize", "cv2") not in RESIZERS:
+        raise UserError(f"unknown resize {settings['resize']!r}; use {' or '.join(RESIZERS)}")
 
 
 def check_loaded(backbone: Backbone, device: str, precision: str, compile: bool) -> None:

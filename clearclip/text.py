@@ -1,5 +1,6 @@
 """Prompt-ensemble text embeddings, computed once and kept on disk."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -154,10 +155,15 @@ def embed_names(
                 known.save(path)
                 known = TextEmbeddings.load(path)  # normalised once more: the first run gives what later ones will
             except OSError as error:
-                log.warning("text embeddings are not kept: %s; set CLEARCLIP_CACHE to a folder to write to", error)
+                _warn_not_kept(path.parent, error.strerror)
     row = {name: index for index, name in enumerate(unique)}
     rows = known.embeddings[[row[name] for name in names]]
     return TextEmbeddings(tuple(names), rows, known.model, known.note, _identity(backbone))
+
+
+@functools.cache  # to say it once is enough
+def _warn_not_kept(folder: Path, reason: str) -> None:
+    log.warning("text embeddings are not kept in %s: %s; set CLEARCLIP_CACHE to a folder to write to", folder, reason)
 
 
 def _student():

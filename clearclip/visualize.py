@@ -12,6 +12,7 @@ from clearclip.errors import UserError
 from clearclip.paths import atomic_write
 
 INK, PAPER = (30, 30, 30), (255, 255, 255)
+OPACITY = 0.5  # of the colours in an overlay
 NAME_LENGTH = 32  # characters of a class name that a legend shows
 
 
@@ -64,20 +65,14 @@ def ignored(num_classes: int) -> int:
 
 
 def overlay(
-    image: np.ndarray | Image.Image,
-    labels: np.ndarray,
-    names: Sequence[str],
-    opacity: float = 0.5,
-    legend: str | None = "auto",
+    image: np.ndarray | Image.Image, labels: np.ndarray, names: Sequence[str], legend: bool = True
 ) -> Image.Image:
     """The image with each class in its colour, outlined, and a legend of the classes that occur.
 
     image [H, W, 3] or [H, W], uint8; labels [H, W] index `names`; ignored pixels keep the image's colour.
-    `legend` is "right", "below", "auto" (whichever gives the smaller picture) or None.
+    The legend stands at the right or below, whichever gives the smaller picture.
     Raises UserError where shapes or labels do not fit.
     """
-    if legend not in ("auto", "right", "below", None):
-        raise UserError(f'legend must be "auto", "right", "below" or None, not {legend!r}')
     pixels, labels = _rgb(image), _labels(labels, len(names))
     if pixels.shape[:2] != labels.shape:
         sizes = ["×".join(map(str, shape)) for shape in (labels.shape, pixels.shape[:2])]
@@ -85,22 +80,17 @@ def overlay(
 
     labelled = labels != ignored(len(names))
     colours = palette(len(names))[np.where(labelled, labels, 0)]  # H W 3
-    weight = np.where(_outlines(labels), 1, opacity).astype(np.float32) * labelled  # H W
+    weight = np.where(_outlines(labels), 1, OPACITY).astype(np.float32) * labelled  # H W
     blended = pixels + weight[..., None] * (colours.astype(np.int16) - pixels)
     picture = Image.fromarray(blended.round().astype(np.uint8))
-    if legend is None:
+    if not legend:
         return picture
 
     height, width = labels.shape
     size = max(13, round(math.sqrt(height * width) / 36))
-    pictures = []
-    if legend != "below":
-        panel = legend_panel(labels, names, size, max_height=height)
-        pictures.append(_paste([(picture, 0, 0), (panel, width, 0)]))
-    if legend != "right":
-        panel = legend_panel(labels, names, size, max_width=width)
-        pictures.append(_paste([(picture, 0, 0), (panel, 0, height)]))
-    return min(pictures, key=lambda picture: picture.width * picture.height)
+    right = _paste([(picture, 0, 0), (legend_panel(labels, names, size, max_height=height), width, 0)])
+    below = _paste([(picture, 0, 0), (legend_panel(labels, names, size, max_width=width), 0, height)])
+    return min(right, below, key=lambda picture: picture.width * picture.height)
 
 
 def legend_panel(
@@ -146,12 +136,9 @@ def legend_panel(
     return panel
 
 
-def sheet(rows: Sequence[Sequence[tuple[str, np.ndarray | Image.Image]]], height: int | None = None) -> Image.Image:
-    """Rows of (title, picture) pairs as one picture. Pictures taller than `height` are scaled down to it.
-
-    Titles equal to those of the row above are not repeated.
-    """
-    rows = [[(_shortened(title), _scaled(picture, height)) for title, picture in row] for row in rows if row]
+def sheet(rows: Sequence[Sequence[tuple[str, np.ndarray | Image.Image]]]) -> Image.Image:
+    """Rows of (title, picture) pairs as one picture. Titles equal to those of the row above are not repeated."""
+    rows = [[(_shortened(title), Image.fromarray(_rgb(picture))) for title, picture in row] for row in rows if row]
     if not rows:
         raise UserError("a sheet needs at least one picture")
     tallest = max(picture.height for row in rows for _, picture in row)
@@ -239,13 +226,6 @@ def _paste(parts, width: int = 0, height: int = 0) -> Image.Image:
     for picture, x, y in parts:
         paper.paste(picture, (x, y))
     return paper
-
-
-def _scaled(picture, height: int | None) -> Image.Image:
-    picture = Image.fromarray(_rgb(picture))
-    if height is None or picture.height <= height:
-        return picture
-    return picture.resize((max(1, round(picture.width * height / picture.height)), height), Image.LANCZOS)
 
 
 def _shortened(name: str) -> str:

@@ -39,14 +39,15 @@ class Vocabulary:
     def of(cls, names: Iterable[str | Iterable[str]]) -> "Vocabulary":
         """From Python: `["cat", "grass, lawn"]` or `[["cat"], ["grass", "lawn"]]`.
 
-        Raises UserError for a name that is empty or twice in one class, two classes of one name, or none.
+        Raises UserError for a name that is empty, no string or twice in one class, two classes of one name, or none.
         """
-        if isinstance(names, str):
-            raise UserError(f"class names must be a list of names, not the one string {names!r}")
-        entries = [(f"class {i}", entry) for i, entry in enumerate(names)]
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            what = f"the one string {names!r}" if isinstance(names, str) else repr(names)
+            raise UserError(f"class names must be a list of names, not {what}")
+        entries = list(enumerate(names, 1))
         if not entries:
             raise UserError("class names must be a list of at least one name")
-        return cls(_classes(entries))
+        return cls(_classes("class names", "entry", entries))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -72,8 +73,7 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
 
     Raises UserError, naming file and line, where `Vocabulary.of` would, and for a file that cannot be read.
     """
-    lines = _lines(path, "class file")
-    return Vocabulary(_classes((f"{path}, line {number}", line) for number, line in lines))
+    return Vocabulary(_classes(path, "line", _lines(path, "class file")))
 
 
 def load_templates(name_or_path: str | Path) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ def _lines(path, what) -> list[tuple[int, str]]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"cannot read {what} {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {what} {path}: {error.strerror}; give a text file, one entry a line") from None
     except UnicodeDecodeError:
         raise UserError(f"{what} {path} is not UTF-8 text: save it as UTF-8") from None
     lines = [(number, line.partition("#")[0].strip()) for number, line in enumerate(text.split("\n"), 1)]
@@ -113,19 +113,23 @@ def _lines(path, what) -> list[tuple[int, str]]:
     return lines
 
 
-def _classes(entries) -> tuple[tuple[str, ...], ...]:
-    """Check pairs of (where it was written, names) and return the names."""
+def _classes(source, unit: str, entries) -> tuple[tuple[str, ...], ...]:
+    """Check pairs of (number, names), written as the `unit` of that number of `source`, and return the names."""
     first_seen = {}
     classes = []
-    for where, entry in entries:
+    for number, entry in entries:
+        where = f"{source}, {unit} {number}"
         names = entry.split(",") if isinstance(entry, str) else entry
+        names = tuple(names) if isinstance(names, Iterable) else (names,)
+        if not all(isinstance(name, str) for name in names):
+            raise UserError(f"{where}: {entry!r} is no class name; write names as strings")
         names = tuple(name.strip() for name in names)
         if not all(names) or not names:
             raise UserError(f"{where}: empty name in {entry!r}; write names separated by single commas")
         if len(set(names)) < len(names):
             raise UserError(f"{where}: a name is there twice in {entry!r}; write it once")
         if names[0] in first_seen:
-            raise UserError(f"{where}: class {names[0]!r} is also at {first_seen[names[0]]}; write it once")
-        first_seen[names[0]] = where
+            raise UserError(f"{where}: class {names[0]!r} is at {unit} {first_seen[names[0]]} already; write it once")
+        first_seen[names[0]] = number
         classes.append(names)
     return tuple(classes)

@@ -96,8 +96,9 @@ def find_checkpoint(backbone: str, pretrained: str = "openai") -> Checkpoint:
         return _from_file(arch, path, config, named_quick)
     if path.suffix in SUFFIXES:
         raise UserError(f"weights file {pretrained} does not exist; give the path of a checkpoint or a tag")
-    tags = ", ".join(list_pretrained_tags_by_model(arch)) or "none"
-    raise UserError(f"no weights {pretrained!r} for {arch}; known are {tags}, or give a file")
+    tags = list_pretrained_tags_by_model(arch)
+    tags += [EMBEDDED] * (arch == "ViT-B-16") + ["auto"] * ("openai" in tags)
+    raise UserError(f"no weights {pretrained!r} for {arch}; known are {', '.join(tags) or 'none'}, or give a file")
 
 
 def _model_config(arch: str) -> dict:
@@ -358,6 +359,13 @@ def _download(arch: str, tag: str, known: dict) -> Path:
         ) from error
 
 
+def _unreadable(path: Path) -> UserError:
+    return UserError(
+        f"{path} cannot be read as weights: it is damaged, or no file of tensors alone; fetch it again, or convert it "
+        "to .safetensors"
+    )
+
+
 def _is_torchscript(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
@@ -372,9 +380,14 @@ def _marked_activation(path: Path) -> str | None:
         try:
             with safe_open(path, framework="pt") as file:
                 return (file.metadata() or {}).get("activation")
-        except Exception:
-            return None  # load_state_dict names the damaged file
-    return "quick_gelu" if _is_torchscript(path) else None  # only OpenAI ships TorchScript archives
+        except Exception as error:
+            raise _unreadable(path) from error
+    if zipfile.is_zipfile(path):
+        return "quick_gelu" if _is_torchscript(path) else None  # only OpenAI ships TorchScript archives
+    with path.open("rb") as file:
+        if file.read(1) != b"\x80":  # a pickle's, which PyTorch's older files are
+            raise _unreadable(path)
+    return None
 
 
 def load_state_dict(path: Path, prefix: str = "") -> dict:
@@ -401,9 +414,7 @@ def load_state_dict(path: Path, prefix: str = "") -> dict:
             if isinstance(state.get(wrapper), dict):
                 state = state[wrapper]
     except Exception as error:
-        raise UserError(
-            f"{path} cannot be read as weights ({type(error).__name__}); fetch it again, or convert it to .safetensors"
-        ) from error
+        raise _unreadable(path) from error
     state = {str(key).removeprefix("module."): value for key, value in state.items() if torch.is_tensor(value)}
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 

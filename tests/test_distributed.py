@@ -65,6 +65,10 @@ def test_usage_and_missing_config(data):
     done = dist_test(ROOT / "configs" / "cfg_voc21.py", "2", "--metod", "CLIP", data=data)
     assert done.returncode == 2
     assert done.stderr.count("usage: eval.py") == done.stderr.count("unrecognized arguments: --metod CLIP") == 1
+    for number in ("0", "two", "-1", "1.5"):
+        done = dist_test(ROOT / "configs" / "cfg_voc21.py", number, "--method", "CLIP", data=data)
+        assert done.returncode == 2
+        assert single_error(done.stderr) == f"error: GPUS must be a number of 1 or more, not '{number}'"
     done = dist_test("nowhere.py", data=data)
     assert done.returncode == 2
     assert "config nowhere.py does not exist" in single_error(done.stderr)

@@ -14,9 +14,10 @@ from benchmarks import LAYOUTS, SHAPES, make_benchmarks, run, single_error
 from PIL import Image
 from safetensors.torch import save_file
 
+from clearclip.evaluation import run as evaluation
 from clearclip.evaluation.progress import ProgressHook
 from clearclip.evaluation.results import Result, read_result
-from clearclip.evaluation.run import find_backbone, load_config
+from clearclip.evaluation.run import default_work_dir, find_backbone, load_config
 from clearclip.evaluation.segmentor import OpenVocabSegmentor
 from clearclip.segmenter import Segmenter
 from clearclip.text import TextEmbeddings
@@ -250,11 +251,172 @@ def test_data_root_may_be_empty_or_in_the_home_folder(variable, place, fails, mo
         (["--results", "results.csv"], {}, "results.csv is no name for a workbook: let it end in .xlsx"),
         (["--results", f"{__file__}/results.xlsx"], {}, "test_eval.py is no folder to write to"),
         (["--work-dir", f"{__file__}/run"], {}, "test_eval.py is no folder to write to"),
+        (["--show-dir", __file__], {}, "test_eval.py is no folder to write to"),
     ],
 )
 def test_errors(arguments, settings, message, fails, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert message in fails("cfg_voc20", *arguments, **settings)
+
+
+PIPELINE = "test_dataloader.dataset.pipeline"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("temperature=40", "has no temperature; did you mean model.temperature?"),
+        ("model_.temperatur=40", "has no model_; did you mean model.temperature?"),
+        ("num_workers=0", "did you mean test_dataloader.num_workers?"),
+        ("foo.bar=1", "has no foo; there are default_scope,"),
+        ("benchmark=1", "--cfg-options do not fit"),
+        ("model=1", "--cfg-options do not fit"),
+        ("benchmark.images=many", "benchmark.images must be a number of images, not 'many'"),
+        ("test_evaluator=1", "cannot be built"),
+        ("default_hooks=1", "cannot be built"),
+        (f"{PIPELINE}=1", "--cfg-options do not fit"),
+        (f"{PIPELINE}.1.scale=foo", "Resize needs scale=(longest side, short side), not 'foo'"),
+        (f"{PIPELINE}.0.type=Foo", "Foo"),
+        ("test_dataloader.sampler.type=Foo", "Foo"),
+        ("test_dataloader.dataset.type=Foo", "Foo"),
+        ("test_dataloader.num_workers=-1", "num_workers"),
+        ("test_dataloader.num_wrokers=1", "num_wrokers"),
+    ],
+)
+def test_overrides_that_fit_nothing(option, message, tiny_folder, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([
+            str(CONFIGS / "cfg_voc20.py"), "--backbone", f"local-dir:{tiny_folder}", "--cfg-options",
+            "model.device=cpu", "model.templates=single", option,
+        ])  # fmt: skip
+    assert exit.value.code == 2
+    assert message in single_error(capsys.readouterr().err)
+
+
+def own_config(data, name="voc21", root=None):
+    """A config of the tiny benchmark that keeps the size of its images; the data may lie elsewhere."""
+    Path("mine.py").write_text(f"""
+_base_ = "{CONFIGS}/cfg_{name}.py"
+model = dict(templates="single", device="cpu")
+test_dataloader = dict(num_workers=0, dataset=dict(
+    data_root="{root or data}/VOCdevkit/VOC2012",
+    pipeline=[dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"), dict(type="PackSegInputs")],
+))
+""")
+    return "mine.py"
+
+
+@pytest.mark.parametrize("resize", ["cv2", "device"])
+def test_without_a_resize_images_keep_their_size(resize, tiny_folder, tiny_backbone, data):
+    options = ["--work-dir", "run", "--cfg-options", f"model.resize={resize}"]
+    main([own_config(data), "--backbone", f"local-dir:{tiny_folder}", *options])
+    result = read_result("run/result.json")
+    assert result["settings"]["short_side"] == 0
+    segmenter = Segmenter(backbone=tiny_backbone, templates="single", threshold=0.5, short_side=0)
+    expected = measure(segmenter, "voc21", "cls_voc21.txt", 0, data)
+    assert result["mIoU"] == pytest.approx(expected["mIoU"], abs=1e-9)
+
+
+@pytest.fixture
+def damaged(data, tmp_path):
+    """VOC to spoil: the image and the label map of one of its three photographs."""
+    shutil.copytree(data / "VOCdevkit/VOC2012", tmp_path / "spoilt/VOCdevkit/VOC2012")
+    return LAYOUTS["voc21"].files(tmp_path / "spoilt")[1]
+
+
+def spoil_image(image, labels):
+    image.write_bytes(b"no picture")
+    return f"{image} is not a picture that OpenCV can decode"
+
+
+def spoil_labels(image, labels):
+    labels.write_bytes(b"no picture")
+    return f"cannot read label map {labels} "
+
+
+def spoil_size(image, labels):
+    Image.fromarray(np.zeros((10, 20), np.uint8)).save(labels)
+    return f"label map {labels} is 10x20, its image 75x50"
+
+
+def spoil_values(image, labels):
+    array = np.asarray(Image.open(labels)).copy()
+    array[0] = 99
+    Image.fromarray(array).save(labels)
+    return f"label map {labels} holds 99, which is none of the 21 classes (0 to 20) nor the ignored 255"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "workers"), [(spoil_image, 2), (spoil_image, 0), (spoil_labels, 0), (spoil_size, 0), (spoil_values, 0)]
+)
+def test_files_that_spoil_a_run_are_named(spoil, workers, tiny_folder, data, damaged, tmp_path, capfd):
+    message = spoil(*damaged)
+    config = own_config(data, root=tmp_path / "spoilt")
+    with pytest.raises(SystemExit) as exit:
+        main([
+            config, "--backbone", f"local-dir:{tiny_folder}", "--show-dir", "show", "--cfg-options",
+            f"test_dataloader.num_workers={workers}",
+        ])  # fmt: skip
+    assert exit.value.code == 2
+    assert message in single_error(capfd.readouterr().err)
+    assert not Path("results.xlsx").exists()
+
+
+def test_an_altered_protocol_is_marked_and_not_compared(tiny_folder, data, monkeypatch):
+    """The tiny weights pass for OpenAI's, the config has a number for them."""
+    config = own_config(data)
+    source = Path(config).read_text()
+    numbers = f"benchmark = dict(published={{'{tiny_folder.name}': dict(ClearCLIP=50.0)}})"
+    Path(config).write_text(f"{source}\n{numbers}\n")
+    monkeypatch.setattr(evaluation, "EMBEDDED", find_backbone(
+        load_config(config, {"backbone": f"local-dir:{tiny_folder}"})).tag)  # fmt: skip
+
+    def evaluate(*options):
+        before = set(Path().glob("work_dirs/**/result.json"))
+        main([config, "--backbone", f"local-dir:{tiny_folder}", "--cfg-options", "model.precision=fp32", *options])
+        (path,) = set(Path().glob("work_dirs/**/result.json")) - before
+        return read_result(path), path.parent
+
+    plain, folder = evaluate()
+    assert (plain["published"], plain["settings"]["altered"]) == (50, [])
+    altered, altered_folder = evaluate("model.temperature=40", f"model.vocabulary={CONFIGS}/sclip/cls_voc21.txt")
+    assert (altered["published"], altered["published_source"]) == (None, None)
+    assert altered["settings"]["altered"] == ["temperature", "vocabulary"]
+    assert altered_folder.name == f"{folder.name}_temperature=40_vocabulary=cls_voc21"
+    main([f"{altered_folder}/config.py", "--work-dir", "again"])
+    again = read_result("again/result.json")
+    assert (again["published"], again["settings"]["altered"]) == (None, ["temperature", "vocabulary"])
+    header, *rows = openpyxl.load_workbook("results.xlsx")["table"].values
+    assert {row[header.index("protocol")] for row in rows} == {"clearclip", "clearclip*"}
+
+    monkeypatch.setattr(evaluation, "_text_source", lambda *_: "student")
+    shutil.rmtree("work_dirs")
+    student, _ = evaluate("model.window_batch=2")
+    assert (student["published"], student["settings"]["altered"]) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "altered"),
+    [
+        ({"model.resize": "device", "model.device": "cpu", "model.window_batch": 2, "model.compile": False}, {}),
+        ({"test_dataloader.batch_size": 1, "model.text_embeddings": "a.safetensors", "model.temperature": 50}, {}),
+        ({f"{PIPELINE}.1.scale": (2048, 336)}, {"short_side": 336}),
+        ({"model.area_threshold": 0.1, "model.threshold": 0.2}, {"area_threshold": 0.1, "threshold": 0.2}),
+        ({"model.crop": 224, "model.stride": 112}, {"crop": 224, "stride": 112}),
+        ({"model.templates": "imagenet7"}, {"templates": "imagenet7"}),
+    ],
+)
+def test_what_alters_a_protocol(options, altered):
+    config = load_config(str(CONFIGS / "cfg_voc20.py"), overrides=options)
+    assert config.benchmark.get("altered", {}) == altered
+    suffix = "".join(f"_{key}={value}" for key, value in sorted(altered.items()))
+    assert default_work_dir(config).name == f"ClearCLIP_ViT-B-16_openai{suffix}"
+
+
+def test_an_altered_pipeline_has_a_short_name():
+    config = load_config(str(CONFIGS / "cfg_voc20.py"), overrides={f"{PIPELINE}.1.keep_ratio": False})
+    assert list(config.benchmark.altered) == ["pipeline"]
+    assert re.fullmatch(r"ClearCLIP_ViT-B-16_openai_pipeline=[0-9a-f]{8}", default_work_dir(config).name)
 
 
 def test_option_without_value(capsys):

@@ -11,6 +11,7 @@ from benchmarks import LAYOUTS, SHAPES, make_benchmark, make_benchmarks, run, si
 
 from clearclip.evaluation import run as evaluation
 from clearclip.evaluation.results import as_markdown, read_result, table
+from clearclip.evaluation.segmentor import OpenVocabSegmentor
 from eval_all import main
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +90,7 @@ def test_no_data_set_at_all(data, capsys):
 def test_failed_runs_do_not_stop_the_rest(tiny_folder, data, capsys):
     backbones = ["RN50", f"local-dir:{tiny_folder}"]
     with pytest.raises(SystemExit) as exit:
-        main(["--backbones", *backbones, "--methods", "CLIP:spice=1", "CLIP", "--datasets", "voc20", *FAST])
+        main(["--backbones", *backbones, "--methods", "CLIP:attention=zz", "CLIP", "--datasets", "voc20", *FAST])
     assert exit.value.code == 2
     (record,) = results()
     assert record["method"] == "CLIP"
@@ -97,8 +98,50 @@ def test_failed_runs_do_not_stop_the_rest(tiny_folder, data, capsys):
     assert f"{record['mIoU']:.2f} (3 img)" in out
     lines = err.splitlines()
     assert len([line for line in lines if line.startswith("error: backbone RN50 is not supported")]) == 1
-    assert len([line for line in lines if line.startswith("error: method 'CLIP:spice=1'")]) == 1
-    assert lines[-2:] == ["failed: RN50", f"failed: voc20: CLIP:spice=1, local-dir:{tiny_folder}"]
+    assert len([line for line in lines if line.startswith("error: unknown attention 'zz'")]) == 1
+    assert lines[-2:] == ["failed: RN50", f"failed: voc20: CLIP:attention=zz, local-dir:{tiny_folder}"]
+
+
+def test_any_exception_and_a_damaged_file_cost_one_run(tiny_folder, data, monkeypatch, capsys):
+    make_benchmark(data, "ade20k")
+    image = LAYOUTS["ade20k"].files(data)[1][0]
+    image.write_bytes(b"no picture")
+    predict, calls = OpenVocabSegmentor.predict, []
+
+    def out_of_memory_once(self, *rest):
+        calls.append(rest)
+        if len(calls) == 1:
+            raise RuntimeError("out of memory\nby 1 GiB")
+        return predict(self, *rest)
+
+    monkeypatch.setattr(OpenVocabSegmentor, "predict", out_of_memory_once)
+    with pytest.raises(SystemExit) as exit:
+        main([
+            "--backbones", f"local-dir:{tiny_folder}", "--methods", "NACLIP", "CLIP",
+            "--datasets", "ade20k", "voc20", *FAST,
+        ])  # fmt: skip
+    assert exit.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count("error: RuntimeError: out of memory by 1 GiB") == 1
+    assert [line for line in lines if line.startswith("error: ") and str(image) in line]
+    assert len([line for line in lines if line.startswith("failed: ")]) == 3
+    assert [(record["dataset"], record["method"]) for record in results()] == [("voc20", "CLIP")]
+    assert openpyxl.load_workbook("results.xlsx")["runs"].max_row == 2
+
+
+def test_a_named_data_set_that_is_missing_fails_at_the_end(tiny_folder, data):
+    with pytest.raises(SystemExit) as exit:
+        main(["--backbones", f"local-dir:{tiny_folder}", "--methods", "CLIP", "--datasets", "voc20", "ade20k", *FAST])
+    assert exit.value.code == 2
+    assert [record["dataset"] for record in results()] == ["voc20"]
+
+
+def test_work_dirs_that_cannot_be_written_is_found_before_any_run(data, capsys):
+    Path("work_dirs").write_text("a file")
+    with pytest.raises(SystemExit) as exit:
+        main(["--methods", "CLIP"])
+    assert exit.value.code == 2
+    assert "work_dirs is no folder to write to" in single_error(capsys.readouterr().err)
 
 
 def test_protocols_paths_and_text_embeddings(tiny_folder, data, tiny_backbone):
@@ -126,6 +169,7 @@ def test_protocols_paths_and_text_embeddings(tiny_folder, data, tiny_backbone):
         (["--datasets", "voc22"], "cfg_voc22.py; protocol 'clearclip' has ade20k,"),
         (["--protocol", "clip"], "protocol 'clip' has no configs at all"),
         (["--methods", "CLIP", "CLAP"], "unknown method 'CLAP'"),
+        (["--methods", "CLIP", "ClearCLIP:foo=1"], "no option foo"),
         (["--results", "results.csv"], "let it end in .xlsx"),
         (["--markdown", f"{__file__}/table.md"], "test_eval_all.py is no folder to write to"),
         (["--cfg-options", "model.crop"], "must be KEY=VALUE"),

@@ -23,6 +23,13 @@ def test_each_listed_method_says_what_it_is():
         assert any(year in entry.paper for year in map(str, range(2021, 2027)))
 
 
+def test_methods_are_listed_in_the_order_of_their_files():
+    names = [entry.name for entry in list_methods()]
+    assert tuple(names[: len(PUBLISHED)]) == PUBLISHED
+    files = [entry.build.__module__ for entry in list_methods()[len(PUBLISHED) :]]
+    assert files == sorted(files)
+
+
 def test_written_options():
     entry, options = parse_method("clearclip:attention=qq+kk, residual=0.5,feed_forward=true")
     assert entry.name == "ClearCLIP"
@@ -36,10 +43,12 @@ def test_written_options():
         ("CLEAR", "unknown method 'CLEAR'; use one of .*ClearCLIP"),
         ("", "unknown method"),
         ("ClearCLIP:residual", "key=value"),
-        ("ClearCLIP:depth=3", "depth.*its options are attention, feed_forward, residual"),
+        ("ClearCLIP:depth=3", "no option depth; its options are attention, feed_forward, residual"),
         ("ClearCLIP:attention=xx", "unknown attention 'xx'"),
         ("ClearCLIP:attention=5", "unknown attention '5'"),
-        ("ClearCLIP:residual=much", "much"),
+        ("ClearCLIP:residual=much", "option residual must be a number, not 'much'; its options are attention"),
+        ("ClearCLIP:residual=[1]", "option residual must be a number"),
+        ("ClearCLIP:residual=1,residual=2", "option residual is there twice"),
         ("ClearCLIP:feed_forward=no", "feed_forward must be True or False"),
     ],
 )

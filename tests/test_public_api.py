@@ -10,7 +10,7 @@ import pytest
 import clearclip
 
 PACKAGE = Path(clearclip.__file__).parent
-ORDER = [  # DESIGN: each module imports only those before it
+ORDER = [  # each module imports only those before it
     "errors", "paths", "weights", "backbone", "vocabulary", "text", "attention", "methods", "windows", "decode",
     "segmenter",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from clearclip.errors import UserError
 from clearclip.evaluation.results import (
     AVERAGES,
-    DATASETS,
+    BENCHMARKS,
     ROW,
     append_results,
     as_markdown,
@@ -164,10 +164,10 @@ def test_files_named_after_their_data_set_share_a_row():
 
 
 def test_columns_and_averages():
-    runs = [result(name, float(i), published=i + 0.5) for i, name in enumerate(reversed(DATASETS))]
+    runs = [result(name, float(i), published=i + 0.5) for i, name in enumerate(reversed(BENCHMARKS))]
     (row,) = table([result("sanity", 99.0, published=None, benchmark_images=None), *runs])
     scores = [name for name in row if name not in ROW and " " not in name]
-    assert scores == [*DATASETS, "sanity", "avg5", "avg8"]
+    assert scores == [*BENCHMARKS, "sanity", "avg5", "avg8"]
     assert [name for name in row if name.startswith("avg")] == [
         "avg5", "avg5 published", "avg5 difference", "avg8", "avg8 published", "avg8 difference",
     ]  # fmt: skip
@@ -241,7 +241,7 @@ scores = st.floats(0, 100).map(lambda value: round(value, 2))
 some_runs = st.lists(
     st.builds(
         result,
-        dataset=st.sampled_from([*DATASETS, "sanity"]),
+        dataset=st.sampled_from([*BENCHMARKS, "sanity"]),
         mIoU=st.none() | scores,
         minute=st.integers(0, 99),
         method=methods,
@@ -461,3 +461,13 @@ def test_check_of_a_good_place_leaves_nothing(tmp_path):
     append_results([result()], tmp_path / "results.xlsx")
     check_workbook(tmp_path / "results.xlsx")
     assert len(sheet(tmp_path / "results.xlsx", "runs")) == 1
+
+
+def test_runs_that_altered_their_protocol_have_a_row_of_their_own(tmp_path):
+    altered = result(mIoU=70.0, minute=1, published=None, settings={"crop": 224, "altered": ["crop"]})
+    append_results([result(settings={"altered": []})], tmp_path / "r.xlsx")
+    append_results([altered], tmp_path / "r.xlsx")
+    frame = pandas.read_excel(tmp_path / "r.xlsx", sheet_name="table")
+    assert dict(zip(frame["protocol"], frame["voc20"])) == {"clearclip": 80.2, "clearclip*": 70.0}
+    runs = pandas.read_excel(tmp_path / "r.xlsx", sheet_name="runs")
+    assert list(runs["protocol"]) == ["clearclip"] * 2

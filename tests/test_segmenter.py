@@ -17,6 +17,7 @@ from clearclip import Segmenter, TextEmbeddings, Vocabulary, load_segmenter
 from clearclip.errors import UserError
 from clearclip.methods import create_method
 from clearclip.segmenter import read_image, resize_short, resized_shape
+from clearclip.text import embed_names
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SANITY = Path(__file__).parents[1] / "datasets" / "sanity" / "images"
@@ -335,15 +336,34 @@ def test_names_are_embedded_by_the_text_tower(tiny_backbone):
     assert result.labels.shape == (30, 40)
 
 
+def test_the_last_names_are_embedded_once(tiny_backbone, monkeypatch):
+    seen = []
+
+    def embed(backbone, names, templates):
+        seen.append(names)
+        return embed_names(backbone, names, templates)
+
+    monkeypatch.setattr("clearclip.segmenter.embed_names", embed)
+    segmenter = Segmenter("CLIP", tiny_backbone, templates=["a {}"], short_side=64, crop=0)
+    first = segmenter.queries(Vocabulary.of(["cat, kitten", "dog"]))
+    regrouped = segmenter.queries(Vocabulary.of(["cat", "kitten, dog"]))
+    assert torch.equal(first.text, regrouped.text)
+    assert regrouped.query_class == (0, 1, 1)
+    segmenter.queries(Vocabulary.of(["dog"]))
+    assert seen == [("cat", "kitten", "dog"), ("dog",)]
+
+
 # Wrong arguments
 
 
 def test_wrong_options_are_refused(tiny_backbone, make, tmp_path):
-    for stride in (0, 65, -1):
+    for stride in (0, 65):
         with pytest.raises(UserError, match=f"stride {stride} must be between 1 and the crop, 64"):
             make(stride=stride)
     with pytest.raises(UserError, match="unknown method 'Clear'"):
         make("Clear")
+    with pytest.raises(UserError, match=r"method must be a name of .*, not None"):
+        make(None)
     with pytest.raises(UserError, match=r"text embeddings have 24 dimensions, .* has 48"):
         make(text_embeddings=TextEmbeddings(("a",), torch.ones(1, 24)))
     with pytest.raises(UserError, match=r"gone\.safetensors do not exist"):
@@ -354,6 +374,32 @@ def test_wrong_options_are_refused(tiny_backbone, make, tmp_path):
         make()(picture(9, 9), "cat")
     with pytest.raises(UserError, match="no template set or file imagenet81"):
         Segmenter("CLIP", tiny_backbone, templates="imagenet81")(picture(9, 9), ["cat"])
+
+
+@pytest.mark.parametrize("key", ["short_side", "crop", "stride", "window_batch"])
+@pytest.mark.parametrize("value", [-1, 64.0, "64", True])
+def test_sizes_are_whole_numbers(key, value, make):
+    with pytest.raises(UserError, match=f"{key} must be a whole number from . on, not {value!r}"):
+        make(**{key: value})
+
+
+@pytest.mark.parametrize("key", ["temperature", "threshold", "area_threshold"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "1", None])
+def test_weights_are_numbers(key, value, make):
+    with pytest.raises(UserError, match=f"{key} must be a number .*, not {value!r}"):
+        make(**{key: value})
+
+
+def test_settings_at_their_ends(make):
+    make(short_side=0, crop=0, stride=0, window_batch=1, temperature=np.float32(0.1), threshold=1, area_threshold=1.0)
+    make(window_batch=None, short_side=np.int64(64), threshold=0)
+    for settings, message in (
+        ({"window_batch": 0}, "window_batch must be a whole number from 1 on, not 0"),
+        ({"temperature": 0}, "temperature must be a number above 0, not 0"),
+        ({"threshold": 1.5}, r"threshold must be a number within 0\.\.1, not 1\.5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make(**settings)
 
 
 @pytest.mark.parametrize(

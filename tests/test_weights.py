@@ -134,7 +134,8 @@ def test_other_networks_are_refused_by_name_before_any_download(backbone, no_dow
     ("backbone", "pretrained", "match"),
     [
         ("ViT-Z-99", "openai", "unknown backbone 'ViT-Z-99'; use one of ViT-B-32, ViT-B-16"),
-        ("ViT-B-16", "nobody", "no weights 'nobody' for ViT-B-16; known are openai, .*or give a file"),
+        ("ViT-B-16", "nobody", "no weights 'nobody' for ViT-B-16; known are openai, .*, openai-int8, auto, or give a"),
+        ("ViT-L-14", "nobody", "known are openai, (?!.*int8).*, auto, or give a file"),
         ("ViT-B-16:nobody", "openai", "no weights 'nobody'"),
         ("ViT-B-16", "gone/weights.pt", "weights file gone/weights.pt does not exist"),
         ("ViT-L-14", EMBEDDED, "exist for ViT-B-16 only, not for ViT-L-14"),
@@ -264,13 +265,15 @@ def test_image_tower_alone_with_text_from_a_file(tiny_arch, tiny_state, tmp_path
 
 @pytest.mark.parametrize("name", ["model.safetensors", "plain.pt", "legacy.pt", "openai.pt"])
 @pytest.mark.parametrize("damage", ["cut", "overwritten", "empty"])
-def test_a_damaged_file_is_named(name, damage, tiny_arch, tmp_path):
+def test_a_damaged_file_is_named(name, damage, tiny_arch, tmp_path, caplog):
     path = tmp_path / name
     FORMS[name]({"visual.proj": torch.ones(64, 48)}, path)
     whole = path.read_bytes()
     path.write_bytes({"cut": whole[: len(whole) // 2], "overwritten": b"x" * 500, "empty": b""}[damage])
-    with pytest.raises(UserError, match=f"{path} cannot be read as weights"):
-        load("ViT-B-16-quickgelu", path)
+    with pytest.raises(UserError, match=f"{path} cannot be read as weights: it is damaged, or"):
+        load("ViT-B-16", path)
+    # How a file was trained does not matter where it is none; but that this one is cut, only unpickling it finds.
+    assert (name, damage) == ("legacy.pt", "cut") or not caplog.records
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.ones(3), {"state_dict": 3}, {}])
@@ -297,7 +300,7 @@ class Trap:
 def test_code_in_a_pickle_is_refused_and_not_run(write, tiny_arch, tmp_path, monkeypatch):
     monkeypatch.setenv("TRAP", str(tmp_path / "sprung"))
     write({"state_dict": {"visual.proj": Trap()}}, tmp_path / "trap.pt")
-    with pytest.raises(UserError, match=r"trap\.pt cannot be read as weights \(UnpicklingError\)"):
+    with pytest.raises(UserError, match=r"trap\.pt cannot be read as weights"):
         load("ViT-B-16-quickgelu", tmp_path / "trap.pt")
     assert not (tmp_path / "sprung").exists()
 

@@ -1,5 +1,6 @@
-"""The benchmarks MMSegmentation lacks, and a check that a benchmark is on the disk."""
+"""The benchmarks MMSegmentation lacks, and checks that a benchmark is on the disk and its files are sound."""
 
+import contextlib
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from mmseg.registry import DATASETS, TRANSFORMS
 from PIL import Image
 
 from clearclip.errors import UserError
+from clearclip.segmenter import read_image
 from clearclip.vocabulary import load_vocabulary
 
 
@@ -63,8 +65,64 @@ class LoadAnnotations16(LoadAnnotations):
         results["seg_fields"].append("gt_seg_map")
 
 
+class CheckedPipeline:
+    """A data set's pipeline that raises UserError, naming the file, for what would spoil a run.
+
+    That is an image or a label map that cannot be read, a label map of another size than its image, and a label
+    that is neither one of the classes nor `ignore_index`.
+    """
+
+    def __init__(self, pipeline, classes: int, ignore_index: int):
+        self.pipeline, self.classes, self.ignore_index = pipeline, classes, ignore_index
+
+    def __call__(self, results: dict) -> dict:
+        image, label_map = results["img_path"], results["seg_map_path"]
+        remedy = "convert it again, see datasets/README.md"
+        try:
+            packed = self.pipeline(results)
+        except UserError:
+            raise
+        except Exception as error:  # what a damaged file raises has no common base
+            read_image(image)  # says so where the image is at fault
+            raise UserError(f"cannot read label map {label_map} ({one_line(error)}); {remedy}") from error
+        sample = packed["data_samples"]
+        truth = sample.gt_sem_seg.data  # [1, H, W]
+        if truth.shape[1:] != sample.ori_shape:
+            sizes = ("x".join(map(str, shape)) for shape in (truth.shape[1:], sample.ori_shape))
+            raise UserError("label map {} is {}, its image {}; {}".format(label_map, *sizes, remedy))
+        strange = truth[((truth < 0) | (truth >= self.classes)) & (truth != self.ignore_index)]
+        if len(strange):
+            raise UserError(
+                f"label map {label_map} holds {strange[0]}, which is none of the {self.classes} classes (0 to "
+                f"{self.classes - 1}) nor the ignored {self.ignore_index}; {remedy}"
+            )
+        return packed
+
+
+def one_line(error: Exception) -> str:
+    """The message of any exception, fit for a sentence."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def building(config: Config):
+    """Turn what MMEngine raises for a config that it cannot build into a UserError."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise UserError(
+            f"{config.filename} cannot be built as it stands, with its overrides ({one_line(error)}); see "
+            "configs/README.md for the keys"
+        ) from error
+
+
 def check_dataset(config: Config) -> BaseSegDataset:
     """The test set, not yet loaded. Raises UserError, naming what is missing, unless all its files are there."""
+    with building(config):
+        return _check_dataset(config)
+
+
+def _check_dataset(config: Config) -> BaseSegDataset:
     settings = dict(config.test_dataloader.dataset)
     root = Path(settings["data_root"])
     parts = [*settings["data_prefix"].values(), settings.get("ann_file", ""), settings.get("class_file", "")]

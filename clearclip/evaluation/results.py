@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import shutil
 import textwrap
@@ -15,8 +14,8 @@ from typing import TypedDict
 
 from filelock import FileLock
 
-from ..errors import UserError
-from ..paths import atomic_write
+from clearclip.errors import UserError
+from clearclip.paths import atomic_write, check_writable
 
 
 class Result(TypedDict):
@@ -50,8 +49,8 @@ class Result(TypedDict):
 
 ROW = ("method", "backbone", "pretrained", "protocol", "text", "vocabulary")  # what makes a row of the table
 NO_BACKGROUND = ("voc20", "city_scapes", "context59", "ade20k", "coco_stuff164k")
-DATASETS = ("voc21", "context60", "coco_object", *NO_BACKGROUND)
-AVERAGES = {"avg5": NO_BACKGROUND, "avg8": DATASETS}  # the two that papers quote
+BENCHMARKS = ("voc21", "context60", "coco_object", *NO_BACKGROUND)
+AVERAGES = {"avg5": NO_BACKGROUND, "avg8": BENCHMARKS}  # the two that papers quote
 MEASURES = ("mIoU", "published", "images", "benchmark_images")  # what the table needs of a run
 RUNS = ("run", *(key for key in Result.__annotations__ if key != "per_class_IoU"))
 PER_CLASS = ("run", "date", "dataset", *ROW, "class", "IoU")
@@ -85,11 +84,13 @@ def table(records: Iterable[Result]) -> list[dict]:
 
     A data set has up to four columns: `voc20`, the mIoU of the latest run; `voc20 published`; `voc20
     difference`; `voc20 images` of a run on fewer images than the benchmark has, which is never compared with
-    the published number. `avg5` and `avg8` follow where a row has all their sets. Empty columns are left out.
+    the published number. The protocol of runs that altered it has a star, `clearclip*`: they have a row of their
+    own. `avg5` and `avg8` follow where a row has all their sets. Empty columns are left out.
     Plain dicts: `pandas.DataFrame(table(records))` works.
     """
     latest = {}
     for run in sorted(map(_plain, records), key=lambda run: _instant(run["date"])):
+        run["protocol"] = f"{run['protocol']}{'*' if _altered(run) else ''}"
         key = (*(run[name] for name in ROW[:4]), *(_starred(run[name], run["dataset"]) for name in ROW[4:]))
         latest.setdefault(tuple(str(part or "") for part in key), {})[run["dataset"]] = run
     others = [name for runs in latest.values() for name in runs]
@@ -97,7 +98,7 @@ def table(records: Iterable[Result]) -> list[dict]:
     for key, runs in sorted(latest.items(), key=lambda item: item[0][1:]):  # methods as they were run
         runs |= {name: _average(runs, parts) for name, parts in AVERAGES.items() if runs.keys() >= set(parts)}
         row = dict(zip(ROW, key))
-        for name in dict.fromkeys([*DATASETS, *others, *AVERAGES]):
+        for name in dict.fromkeys([*BENCHMARKS, *others, *AVERAGES]):
             row |= _cell(name, runs.get(name))
         rows.append(row)
     filled = [name for name in (rows or [{}])[0] if any(row[name] is not None for row in rows)]
@@ -176,13 +177,6 @@ def check_workbook(path) -> None:
         _open(path)
     except OSError as error:
         raise UserError(_reason(error, path)) from None
-
-
-def check_writable(path) -> None:
-    """Raise `UserError` where no file can be made at `path`; folders that do not exist yet can be."""
-    folder = next(folder for folder in Path(path).absolute().parents if os.path.exists(folder))
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"{path} cannot be written, {folder} is no folder to write to: give another path")
 
 
 def _reason(error, path):
@@ -266,6 +260,12 @@ def _starred(name, dataset):
     """
     name = (name or "").replace(dataset, "*")
     return re.sub(r"[^/]*?(\.[^/]+\.safetensors)$", r"*\1", name)
+
+
+def _altered(run):
+    """What a run altered of its protocol; its settings are text where they come from the workbook."""
+    settings = run["settings"]
+    return (json.loads(settings) if isinstance(settings, str) else settings or {}).get("altered")
 
 
 def _instant(date):

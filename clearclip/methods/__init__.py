@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -68,30 +69,45 @@ def _import_all() -> None:
 
 
 def list_methods() -> list[Entry]:
-    """All methods: each has `name`, a one-line `summary` and its `paper`."""
+    """All methods: each has `name`, a one-line `summary` and its `paper`.
+
+    CLIP and what re-wires its last block come first, then the others by the module they are in.
+    """
     _import_all()
-    return list(_ENTRIES.values())
+    modules = {name: getattr(entry.build, "__module__", "") for name, entry in _ENTRIES.items()}
+    order = sorted(_ENTRIES, key=lambda name: (modules[name] != f"{__name__}.final_block", modules[name]))
+    return [_ENTRIES[name] for name in order]
 
 
 def parse_method(text: str) -> tuple[Entry, dict]:
     """Split "ClearCLIP" or "ClearCLIP:attention=kk,residual=1" into a registered entry and options.
 
-    Raises UserError for an unknown name and for an option that is not written key=value.
+    Raises UserError for an unknown name and for an option that is not written key=value, that the method does not
+    have, that is there twice or that is no number where its default is one.
     """
     name, _, rest = text.partition(":")
     known = {entry.name.lower(): entry for entry in list_methods()}
     if name.lower() not in known:
         raise UserError(f"unknown method {name!r}; use one of {', '.join(entry.name for entry in known.values())}")
-    options = {}
+    entry, options = known[name.lower()], {}
+    parameters = sorted(list(inspect.signature(entry.build).parameters)[1:])  # after the backbone
+    known_options = f"its options are {', '.join(parameters) or 'none'}"
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
         if not equals:
             raise UserError(f"method option {item!r} must be written key=value, as in {name}:residual=1")
+        key = key.strip()
+        if key not in parameters:
+            raise UserError(f"method {text!r}: no option {key}; {known_options}")
+        if key in options:
+            raise UserError(f"method {text!r}: option {key} is there twice; give it once")
         try:
-            options[key.strip()] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
+            options[key] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
         except (ValueError, SyntaxError):
-            options[key.strip()] = value
-    return known[name.lower()], options
+            options[key] = value
+        if isinstance(entry.options.get(key), float) and not isinstance(options[key], int | float):
+            raise UserError(f"method {text!r}: option {key} must be a number, not {value!r}; {known_options}")
+    return entry, options
 
 
 def create_method(text: str, backbone: Backbone) -> Method:
