@@ -213,7 +213,7 @@ def engine_pass(segmenter, queries, path, truth, lap):
     maps = segmenter.maps(image, array.shape[:2], windows.tile(scores, plan), plan, tuple(scores.shape[2:]))
     labels = segmenter.decoder(queries).labels(*maps).cpu()
     lap("stitch+decode")
-    ClassIoUMetric.intersect_and_union(labels.int(), truth, len(queries.names), 255)
+    ClassIoUMetric.intersect_and_union(labels, truth, len(queries.names), 255)
     lap("metric")
     return labels
 

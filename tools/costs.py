@@ -8,6 +8,7 @@ not change the cost. Methods take turns, so that what else the machine does fall
 import argparse
 import json
 import statistics
+from dataclasses import replace
 
 import timm
 import torch
@@ -45,16 +46,19 @@ def measure(names, backbone, repeats):
     image = torch.from_numpy(resize_short(smooth_image(case.height, case.width), 448)).permute(2, 0, 1)
     segmenters = {}
     for name in names:
-        plain, refine = split_refinement(name)
-        segmenters[name] = Segmenter(make_method(plain, backbone))
+        method, refine = split_refinement(name)
+        segmenters[name] = Segmenter(make_method(method, backbone))
         segmenters[name].refine = refine
-    text = make_queries(case.classes, segmenters[names[0]])
+    plain = make_queries(case.classes, segmenters[names[0]])
+    queries = {
+        name: replace(plain, text=segmenter.method.prepare(plain.text, plain.query_class, segmenter.temperature))
+        for name, segmenter in segmenters.items()
+    }
     laps = {name: [] for name in names}
     for _ in range(repeats + 1):  # the first warms up
         for name, segmenter in segmenters.items():
-            prepared = segmenter.method.prepare(text.text, text.query_class, segmenter.temperature)
             laps[name].append(Laps(backbone.device))
-            segmenter.segment([image], [(case.height, case.width)], type(text)(prepared, text.query_class, text.names))
+            segmenter.segment([image], [(case.height, case.width)], queries[name])
             laps[name][-1]("image")
     seconds = {name: statistics.median(lap.seconds["image"] for lap in laps[name][1:]) for name in names}
     return [

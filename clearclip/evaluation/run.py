@@ -27,7 +27,7 @@ from clearclip.evaluation.segmentor import OpenVocabSegmentor
 from clearclip.methods import parse_method
 from clearclip.paths import atomic_write, data_root
 from clearclip.refine import split_refinement
-from clearclip.segmenter import LONG_SIDE, Segmenter
+from clearclip.segmenter import LONG_SIDE, Segmenter, check_settings
 from clearclip.vocabulary import load_vocabulary
 from clearclip.weights import EMBEDDED
 
@@ -105,9 +105,10 @@ def _check_settings(config: Config) -> None:
     for key in sorted(REQUIRED):
         if settings.get(key) is None:
             raise UserError(f"{config.filename}: model.{key} is missing; see configs/README.md for the keys")
-    for key in NUMBERS:
-        if not isinstance(settings[key], int | float) or settings[key] < 0:
-            raise UserError(f"{config.filename}: model.{key} must be a number from 0 on, not {settings[key]!r}")
+    try:
+        check_settings({key: settings[key] for key in NUMBERS})
+    except UserError as error:
+        raise UserError(f"{config.filename}: model.{error}") from None
     images = config.benchmark.get("images")
     if images is not None and not isinstance(images, int):
         raise UserError(f"{config.filename}: benchmark.images must be a number of images, not {images!r}")

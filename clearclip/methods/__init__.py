@@ -120,4 +120,11 @@ def create_method(text: str, backbone: Backbone) -> Method:
         raise UserError(f"method {text!r}: {error}; its options are {known}") from error
 
 
-__all__ = ["Entry", "Method", "create_method", "list_methods", "parse_method", "register"]
+def check_switches(**switches) -> None:
+    """Raise ValueError naming the first option that is neither True nor False."""
+    for name, switch in switches.items():
+        if switch not in (True, False):
+            raise ValueError(f"{name} must be True or False, not {switch!r}")
+
+
+__all__ = ["Entry", "Method", "check_switches", "create_method", "list_methods", "parse_method", "register"]

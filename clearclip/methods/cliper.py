@@ -21,7 +21,7 @@ from torch import Tensor
 from clearclip import windows
 from clearclip.backbone import Backbone, feed_forward, merge_heads, split_heads
 from clearclip.errors import UserError
-from clearclip.methods import Method, register
+from clearclip.methods import Method, check_switches, register
 from clearclip.methods.proxyclip import ProxyCLIP
 from clearclip.refine.diffusion import MODELS, DiffusionAttention
 
@@ -74,9 +74,7 @@ class CLIPer(Method):
         patch = backbone.patch_size
         if type(window) is not int or window < 0 or (window and (window % patch or STRIDE % patch)):
             raise ValueError(f"window must be 0 or, as {STRIDE} must, a multiple of the patch, {patch}, not {window!r}")
-        for name, switch in (("iterate", iterate), ("background", background), ("normalise", normalise)):
-            if switch not in (True, False):
-                raise ValueError(f"{name} must be True or False, not {switch!r}")
+        check_switches(iterate=iterate, background=background, normalise=normalise)
         self.attention, self.select, self.iterate, self.window = attention, select, iterate, window
         self.background, self.normalise = background, normalise
         self.attention_threshold, self.score_threshold = float(attention_threshold), float(score_threshold)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clearclip.attention import Attention, mix
 from clearclip.backbone import Backbone, feed_forward, merge_heads, split_heads
-from clearclip.methods import Method, register
+from clearclip.methods import Method, check_switches, register
 
 
 class FinalBlock(Method):
@@ -25,8 +25,7 @@ class FinalBlock(Method):
         super().__init__(backbone)
         self.attention = Attention.parse(str(attention))
         self.residual = float(residual)
-        if feed_forward not in (True, False):
-            raise ValueError(f"feed_forward must be True or False, not {feed_forward!r}")
+        check_switches(feed_forward=feed_forward)
         self.feed_forward = bool(feed_forward)
 
     def features(self, images: Tensor) -> Tensor:

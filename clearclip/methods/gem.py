@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip.backbone import Backbone, merge_heads, split_heads
-from clearclip.methods import Method, register
+from clearclip.methods import Method, check_switches, register
 
 
 class GEM(Method):
@@ -24,8 +24,7 @@ class GEM(Method):
         super().__init__(backbone)
         if not (isinstance(depth, int) and depth > 0 and isinstance(iterations, int) and iterations >= 0):
             raise ValueError(f"depth {depth!r} must be a whole number from 1 on, iterations {iterations!r} from 0 on")
-        if cumulative not in (True, False):
-            raise ValueError(f"cumulative must be True or False, not {cumulative!r}")
+        check_switches(cumulative=cumulative)
         self.depth = depth if cumulative else 1
         self.iterations = iterations
         self.cumulative = bool(cumulative)

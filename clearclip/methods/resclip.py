@@ -24,7 +24,7 @@ from torch import Tensor
 
 from clearclip.attention import gaussian_neighbourhood, mix_terms
 from clearclip.backbone import Backbone, feed_forward, merge_heads, split_heads
-from clearclip.methods import Method, create_method, register
+from clearclip.methods import Method, check_switches, create_method, register
 from clearclip.methods.final_block import FinalBlock
 
 STD = 5.0  # of the decay with distance, in patches: that of NACLIP's Gaussian
@@ -54,9 +54,7 @@ class ResCLIP(Method):
         self.base = create_method(str(base), backbone)
         if not isinstance(self.base, FinalBlock):
             raise ValueError(f"base {base!r} must be CLIP, MaskCLIP, SCLIP, NACLIP or ClearCLIP")
-        for name, switch in (("rcs", rcs), ("sfr", sfr)):
-            if switch not in (True, False):
-                raise ValueError(f"{name} must be True or False, not {switch!r}")
+        check_switches(rcs=rcs, sfr=sfr)
         for name, share in (("rcs_lambda", rcs_lambda), ("sfr_lambda", sfr_lambda)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, not {share!r}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clearclip.attention import Attention, mix, similarity_attention
 from clearclip.backbone import Backbone, merge_heads, split_heads
-from clearclip.methods import Method, register
+from clearclip.methods import Method, check_switches, register
 
 NEIGHBOURS = 30  # of a patch, that its local outlier factor compares it with
 QUANTILE = 0.95  # patches of a larger factor are outliers
@@ -47,9 +47,7 @@ class SCCLIP(Method):
         self.attention = Attention.parse(str(attention))
         if self.attention.gaussian is not None:
             raise ValueError(f"attention {attention} cannot have a Gaussian here")
-        for name, switch in (("repair", repair), ("second_pass", second_pass)):
-            if switch not in (True, False):
-                raise ValueError(f"{name} must be True or False, not {switch!r}")
+        check_switches(repair=repair, second_pass=second_pass)
         if not float(threshold) < 1:
             raise ValueError(f"threshold must be below 1, a patch's similarity with itself, not {threshold!r}")
         self.repair, self.second_pass, self.threshold = bool(repair), bool(second_pass), float(threshold)
