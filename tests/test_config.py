@@ -50,7 +50,6 @@ def test_shipped_configs_are_read_as_mmengine_reads_them(path, variable, monkeyp
 
 
 EXOTIC = """
-import math
 _base_ = ["./one.py", "two.py"]
 _base_.steps[1].scale = 7
 scale = _base_.model.scale * 2
@@ -61,7 +60,7 @@ workers = {{'$EXOTIC_WORKERS:3'}}
 folder = "{{$EXOTIC_FOLDER:here}}/{{ fileBasename }}"
 def helper():
     return scale
-area = math.floor(helper())
+area = helper()
 _private = 1
 __hidden = 2
 """
