@@ -42,11 +42,15 @@ class OpenVocabSegmentor(BaseSegmentor):
         self.queries = self.segmenter.queries(self.vocabulary)
 
     def predict(self, inputs, data_samples):
-        """A list of BGR images [3, h, w], uint8, to its data samples with `pred_sem_seg` [1, H, W] set."""
-        images = [self.segmenter.resize(image.flip(0)) for image in inputs]
-        shapes = [sample.ori_shape for sample in data_samples]
-        for sample, labels in zip(data_samples, self.segmenter.segment(images, shapes, self.queries)):
-            sample.set_data({"pred_sem_seg": PixelData(data=labels[None])})
+        """A list of BGR images [3, H, W], uint8, to its data samples with `pred_sem_seg` [1, H, W] set.
+
+        Their `finite` says whether the scores were, a tensor that the metric reads when the device has come so far.
+        """
+        views = [self.segmenter.view(image.flip(0), sample.ori_shape) for image, sample in zip(inputs, data_samples)]
+        labels, finite = self.segmenter.labels(views, self.queries)
+        for sample, one in zip(data_samples, labels):
+            sample.set_data({"pred_sem_seg": PixelData(data=one[None])})
+            sample.set_metainfo({"finite": finite})
         return data_samples
 
     def encode_decode(self, inputs, batch_data_samples):
@@ -78,7 +82,7 @@ class ClassIoUMetric(IoUMetric):
     NaN for a class that is neither in the ground truth nor predicted.
 
     Raises UserError, naming the label map, for a label that is no class nor ignored and for a size that is not its
-    image's; and at the end where no pixel is labelled or an image is missing.
+    image's; for scores that were not finite; and at the end where no pixel is labelled or an image is missing.
     """
 
     default_prefix = ""
@@ -87,9 +91,10 @@ class ClassIoUMetric(IoUMetric):
         # "gpu" means: through the process group, GPU or not; "cpu" leaves a folder of pickles where we stand.
         super().__init__(collect_device=collect_device, **kwargs)
         self.unchecked: list[tuple[dict, Tensor]] = []
+        self.size = 0
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        self._check_labels()  # of the batch before: the device has counted it by now
+        self._check()  # the batch before: the device has counted it by now
         before = len(self.results)
         for sample in data_samples:
             labels, truth = sample["pred_sem_seg"], sample["gt_sem_seg"]
@@ -121,23 +126,30 @@ class ClassIoUMetric(IoUMetric):
         right, true, predicted = right[2:-1], true[2:-1], counts[2 * bins + 2 : -1]
         return torch.cat([right, predicted + true - right, predicted, true, torch.stack([strange, ignored])])
 
-    def _check_labels(self) -> None:
-        """Raise UserError for a label that is no class in the last batch."""
+    def _check(self) -> None:
+        """Raise UserError for scores that were not finite, or a label that is no class, in the last batch."""
         unchecked, self.unchecked = self.unchecked, []
-        if not unchecked or not torch.stack([counts[-2] for _, counts in unchecked]).any():
-            return
-        sample, _ = next(pair for pair in unchecked if pair[1][-2])
+        for sample, counts in unchecked:
+            if not sample.get("finite", True):
+                raise UserError(
+                    f"scores are not finite from {sample['img_path']} on: use precision fp32, and weights and options "
+                    "without NaN or infinity"
+                )
+            if counts[-2]:
+                raise UserError(self._strange_label(sample))
+
+    def _strange_label(self, sample: dict) -> str:
         first = int(bool(sample.get("reduce_zero_label")))  # the file's labels, of which the data set takes 1 off
         classes = len(self.dataset_meta["classes"])
         truth = sample["gt_sem_seg"]["data"]
         value = truth[((truth < 0) | (truth >= classes)) & (truth != self.ignore_index)][0].item() + first
-        raise UserError(
+        return (
             f"label map {_label_map(sample)} holds {value}, which is none of the {classes} classes ({first} to "
             f"{classes - 1 + first}) nor the ignored {self.ignore_index}; {REMEDY}"
         )
 
     def evaluate(self, size: int) -> dict:
-        self._check_labels()
+        self._check()
         self.size = size
         if self.results:  # copied at once; as arrays, for a pickled tensor takes along those it shares memory with
             self.results = list(torch.stack(self.results).cpu().numpy())
