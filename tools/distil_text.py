@@ -19,9 +19,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without clearclip being installed
 
+from clearclip.offline.student import Head, SentenceEncoder, meaning, plain
+
 from clearclip import embedded
 from clearclip.errors import UserError, program
-from clearclip.student import Head, SentenceEncoder, meaning, plain
 from clearclip.text import TextEmbeddings, embed_names
 from clearclip.vocabulary import load_vocabulary
 

