@@ -94,7 +94,7 @@ def read_sets(paths: Iterable[Path]) -> dict[str, Embedded]:
 
 
 def embed_words(args: argparse.Namespace) -> Embedded:
-    from clearclip.backbone import load_backbone
+    from clearclip.backbones import load_backbone
 
     backbone = load_backbone(args.backbone, args.pretrained, args.device)
     if backbone.checkpoint.student:

