@@ -80,12 +80,11 @@ def _check_dataset(run: "Run") -> BaseSegDataset:
     _check_exist(name, [root, *(root / part for part in parts)])
     if settings.get("ann_file"):
         _check_split(root / settings["ann_file"])
-    dataset = DATASETS.build({**settings, "pipeline": [], "lazy_init": True, "_scope_": "mmseg"})
+    dataset = _build(run, serialize_data=False)
     dataset.full_init()  # its indices choose a part
-    if not len(dataset):
+    if not dataset.data_list:
         raise _not_found(name, f"no image *{dataset.img_suffix} in {dataset.data_prefix['img_path']}")
-    samples = [dataset.get_data_info(index) for index in range(len(dataset))]
-    _check_exist(name, (sample[key] for sample in samples for key in ("img_path", "seg_map_path")))
+    _check_exist(name, (sample[key] for sample in dataset.data_list for key in ("img_path", "seg_map_path")))
     return dataset
 
 
@@ -123,8 +122,13 @@ def left_aside(dataset: BaseSegDataset) -> str:
 def whole_size(run: "Run") -> int:
     """How many images the test set has, those outside of its `indices` included."""
     with building(run):
-        settings = {**run.config.test_dataloader.dataset, "indices": None, "pipeline": [], "lazy_init": True}
-        return len(DATASETS.build({**settings, "_scope_": "mmseg"}).load_data_list())
+        return len(_build(run, indices=None).load_data_list())
+
+
+def _build(run: "Run", **settings) -> BaseSegDataset:
+    """The test set with other settings and without its pipeline, its files not yet listed."""
+    settings = {**run.config.test_dataloader.dataset, "pipeline": [], "lazy_init": True, **settings}
+    return DATASETS.build({**settings, "_scope_": "mmseg"})
 
 
 def _check_exist(name: str, paths: Iterable[str | Path]) -> None:

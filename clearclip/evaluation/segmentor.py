@@ -141,7 +141,7 @@ class ClassIoUMetric(IoUMetric):
     def _strange_label(self, sample: dict) -> str:
         first = int(bool(sample.get("reduce_zero_label")))  # the file's labels, of which the data set takes 1 off
         classes = len(self.dataset_meta["classes"])
-        truth = sample["gt_sem_seg"]["data"]
+        truth = sample["gt_sem_seg"]["data"].int()
         value = truth[((truth < 0) | (truth >= classes)) & (truth != self.ignore_index)][0].item() + first
         return (
             f"label map {_label_map(sample)} holds {value}, which is none of the {classes} classes ({first} to "
