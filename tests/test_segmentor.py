@@ -221,18 +221,33 @@ def test_every_image_must_be_counted():
         counted.evaluate(3)
 
 
-def test_pictures_show_image_truth_and_prediction(images, tmp_path):
-    path = tmp_path / "photo.png"
-    sample = data_sample(images[0], path)
-    sample.gt_sem_seg.data[:, :30] = 255
-    sample.pred_sem_seg = PixelData(data=torch.ones(1, 70, 96, dtype=torch.uint8))
-    dataset = SimpleNamespace(metainfo={"classes": ("cat", "dog")})
-    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset))
+@pytest.fixture
+def runner(tmp_path):
+    dataset = SimpleNamespace(metainfo={"classes": ("cat", "dog")}, data_prefix={"img_path": str(tmp_path / "images")})
+    return SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset))
 
-    batch = {"inputs": [torch.from_numpy(images[0]).flip(2).permute(2, 0, 1)]}
+
+def predicted(image, path, label=1):
+    """The batch and the data sample of an image, all of it labelled `label`."""
+    sample = data_sample(image, path)
+    sample.pred_sem_seg = PixelData(data=torch.full((1, *image.shape[:2]), label, dtype=torch.uint8))
+    return {"inputs": [torch.from_numpy(image).flip(2).permute(2, 0, 1)]}, [sample]
+
+
+def test_pictures_show_image_truth_and_prediction(images, runner, tmp_path):
+    batch, (sample,) = predicted(images[0], tmp_path / "images/town/photo.jpg")
+    sample.gt_sem_seg.data[:, :30] = 255
     SaveOverlayHook(str(tmp_path / "show")).after_test_iter(runner, 0, batch, [sample])
-    with Image.open(tmp_path / "show" / "photo.png") as picture:
+    with Image.open(tmp_path / "show/town/photo.png") as picture:
         assert picture.width > 3 * 96
         pixels = np.asarray(picture.convert("RGB"))
     top, left = np.argwhere((pixels == images[0][0, 0]).all(axis=-1))[0]
     np.testing.assert_array_equal(pixels[top : top + 70, left : left + 96], images[0])
+
+
+def test_a_picture_that_cannot_be_saved_is_said_once(images, runner, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for hook, label in ((SaveOverlayHook(str(tmp_path / "show")), 7), (SaveOverlayHook(str(tmp_path / "file")), 1)):
+        for _ in range(2):
+            hook.after_test_iter(runner, 0, *predicted(images[0], tmp_path / "images/a.jpg", label))
+        assert capsys.readouterr().err.count("the evaluation goes on") == 1

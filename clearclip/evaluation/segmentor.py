@@ -1,5 +1,7 @@
 """`Segmenter` as an MMSegmentation segmentor, with its metric and a hook that saves what it saw."""
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from clearclip.errors import UserError
 from clearclip.evaluation.loading import REMEDY
 from clearclip.segmenter import Segmenter
+from clearclip.visualize import overlay, sheet
 from clearclip.vocabulary import load_vocabulary
 
 
@@ -188,19 +191,31 @@ def _label_map(sample: dict) -> str:
 
 @HOOKS.register_module()
 class SaveOverlayHook(Hook):
-    """Saves image, ground truth and prediction side by side as `<folder>/<image name>.png`."""
+    """Saves image, ground truth and prediction side by side as PNG files in `folder`, laid out as the images are.
+
+    One that cannot be drawn or written costs no evaluation: that is said once.
+    """
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
+        self.said = False
 
     def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=()):
-        from clearclip.visualize import overlay, sheet
-
-        names = runner.test_dataloader.dataset.metainfo["classes"]
+        dataset = runner.test_dataloader.dataset
         for image, sample in zip(data_batch["inputs"], outputs):
-            image = image.flip(0).permute(1, 2, 0).cpu().numpy()  # RGB [H, W, 3]
-            truth, labels = (s.data[0].cpu().numpy() for s in (sample.gt_sem_seg, sample.pred_sem_seg))
-            pictures = [image, overlay(image, truth, names), overlay(image, labels, names)]
-            self.folder.mkdir(parents=True, exist_ok=True)
-            titles = ["image", "ground truth", "prediction"]
-            sheet([list(zip(titles, pictures))]).save(self.folder / f"{Path(sample.img_path).stem}.png")
+            inside = os.path.relpath(sample.img_path, dataset.data_prefix["img_path"])
+            path = (self.folder / inside).with_suffix(".png")
+            try:
+                self._save(image, sample, dataset.metainfo["classes"], path)
+            except (OSError, UserError) as error:
+                if not self.said:
+                    print(f"no picture {path} ({error}); the evaluation goes on", file=sys.stderr)
+                self.said = True
+
+    def _save(self, image: Tensor, sample, names: Sequence[str], path: Path) -> None:
+        """`image` is BGR [3, H, W], as it was loaded."""
+        rgb = image.flip(0).permute(1, 2, 0).cpu().numpy()
+        truth, labels = (s.data[0].cpu().numpy() for s in (sample.gt_sem_seg, sample.pred_sem_seg))
+        pictures = [rgb, overlay(rgb, truth, names), overlay(rgb, labels, names)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet([list(zip(["image", "ground truth", "prediction"], pictures))]).save(path)
