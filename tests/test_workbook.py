@@ -130,6 +130,15 @@ def test_two_processes_append(tmp_path):
     assert {row["method"]: row["voc20"] for row in sheet(path, "table")} == {"CLIP": 9.0, "SCLIP": 9.0}
 
 
+def replace_part(path, part, old, new):
+    """Replace bytes in one part of a workbook, which is a zip archive."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content.replace(old, new) if name.endswith(part) else content)
+
+
 def other_workbook(path):
     workbook = openpyxl.Workbook()
     workbook.active.append(["budget", 7])
@@ -139,6 +148,11 @@ def other_workbook(path):
 def cut_workbook(path):
     append_results([result()], path)
     path.write_bytes(path.read_bytes()[:2000])
+
+
+def broken_sheet(path):
+    append_results([result()], path)
+    replace_part(path, "sheet3.xml", b"</sheetData>", b"")
 
 
 def edited_workbook(path):
@@ -156,6 +170,7 @@ def edited_workbook(path):
         (lambda path: path.write_text("no zip"), "damaged"),
         (cut_workbook, "damaged"),
         (edited_workbook, "damaged"),
+        (broken_sheet, "damaged"),
         (other_workbook, "no sheet 'runs'"),
     ],
 )
@@ -479,12 +494,7 @@ def test_a_full_disk_leaves_the_old_workbook(tmp_path):
 
 
 def wrong_character(path):
-    """Put U+FFFF, which XML forbids, into the sheet of runs."""
-    with zipfile.ZipFile(path) as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, part in parts.items():
-            archive.writestr(name, part.replace(b"ViT-B-16", "\uffff".encode()))
+    replace_part(path, "sheet2.xml", b"ViT-B-16", "\uffff".encode())  # which XML forbids
 
 
 def without_a_sheet(path):

@@ -71,6 +71,7 @@ def check_workbook(path) -> None:
     _check_place(path)
     if os.path.exists(path):
         with _opened(path) as file, _reading(path):
+            _check_xml(file)
             _runs(_openpyxl().load_workbook(file, read_only=True), path)
 
 
@@ -168,14 +169,19 @@ def _save(workbook, path):
 
 def _check_saved(path, workbook):
     """Read what was written: Excel refuses a workbook with one wrong character, and it would replace a sound one."""
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith((".xml", ".rels")):
-                expat.ParserCreate().Parse(archive.read(name), True)
     with path.open("rb") as file:
+        _check_xml(file)
         read = _openpyxl().load_workbook(file, read_only=True)
         if read.sheetnames != workbook.sheetnames or len(list(read[RUNS].rows)) != workbook[RUNS].max_row:
             raise OSError("it does not read back as it was written")
+
+
+def _check_xml(file):
+    """Raise whatever zipfile or expat does where a part of the workbook is damaged."""
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            if name.endswith((".xml", ".rels")):
+                expat.ParserCreate().Parse(archive.read(name), True)
 
 
 # Reading
@@ -212,7 +218,7 @@ def _add(workbook, records, path):
             workbook.create_sheet(name)
     old = _runs(workbook, path) if workbook[RUNS].max_row > 1 else []
     per_class = _matrix(workbook)
-    last = max([0, *(run["run"] for run in old), *_numbers(per_class)])
+    last = max([0, *(int(run["run"]) for run in old), *_numbers(per_class)])
     new = [{**record, "run": number} for number, record in enumerate(records, last + 1)]
     _extend(workbook[RUNS], RUN_COLUMNS, [run.get("metrics", {}) | run for run in new])
     for run in new:
