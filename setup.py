@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: configs and the sanity set lie beside the package here and inside it once installed."""
+"""What pyproject.toml cannot say: configs and the sanity set lie beside the package, and are installed inside it."""
 
 from setuptools import find_namespace_packages, find_packages, setup
 
