@@ -5,17 +5,18 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Segmenter": "segmenter",
     "Segmentation": "segmenter",
-    "load_segmenter": "segmenter",
+    "load_segmenter": "config",
     "TextEmbeddings": "text",
     "UserError": "errors",
     "Vocabulary": "vocabulary",
-    "list_backbones": "weights",
+    "list_backbones": "backbones",
     "list_methods": "methods",
+    "Spec": "spec",
 }
 __all__ = ["__version__", *_PUBLIC]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     # PyTorch takes seconds to import: a program that only prints its help need not wait for it.
     if name in _PUBLIC:
         import importlib
@@ -24,5 +25,5 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'clearclip' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

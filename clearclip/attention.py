@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip.errors import UserError
+from clearclip.trunk import Trunk
 
 TERMS = ("qk", "qq", "kk", "vv", "identity")
 
@@ -44,20 +45,24 @@ class Attention:
         return "+".join(self.terms) + ("" if self.gaussian is None else f"+gaussian{self.gaussian:g}")
 
 
-@functools.lru_cache(maxsize=16)
-def gaussian_neighbourhood(grid: tuple[int, int], std: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Attention bias [1+N, 1+N]: a Gaussian of height 1 around each query patch, 0 for the class token (NACLIP)."""
+def gaussian_neighbourhood(grid: tuple[int, int], std: float, prefix: int = 1) -> Tensor:
+    """Attention bias [P+N, P+N]: a Gaussian of height 1 around each query patch, 0 for the P prefix tokens (NACLIP)."""
     rows, columns = (torch.arange(length, dtype=torch.float64) for length in grid)
     y, x = (torch.exp(-((axis[:, None] - axis[None]) ** 2) / (2 * std**2)) for axis in (rows, columns))
-    return F.pad(torch.kron(y, x), (1, 0, 1, 0)).to(device, dtype)  # the Gaussian is separable: [h·w, h·w]
+    return F.pad(torch.kron(y, x), (prefix, 0, prefix, 0))  # the Gaussian is separable: [h·w, h·w]
 
 
-def mix(attention: Attention, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Values [B, heads, 1+N, d] averaged as `attention` says, the class token taking part."""
-    bias = None
-    if attention.gaussian is not None:
-        bias = gaussian_neighbourhood(grid, attention.gaussian, q.device, q.dtype)
-    return mix_terms(attention.terms, q, k, v, bias)
+def logit_bias(attention: Attention, trunk: Trunk) -> Tensor | None:
+    """What `attention` adds to the logits of its softmaxes for the windows of a trunk: [P+N, P+N], or nothing."""
+    std = attention.gaussian
+    if std is None:
+        return None
+    return trunk.constant(("gaussian", std), lambda: gaussian_neighbourhood(trunk.grid, std, trunk.prefix))
+
+
+def mix(attention: Attention, q: Tensor, k: Tensor, v: Tensor, trunk: Trunk) -> Tensor:
+    """Values [B, heads, P+N, d] averaged as `attention` says, the prefix tokens taking part."""
+    return mix_terms(attention.terms, q, k, v, logit_bias(attention, trunk))
 
 
 def mix_terms(
@@ -68,12 +73,13 @@ def mix_terms(
     `bias` broadcasts to [B, heads, T, T].
     """
     named = {"q": q, "k": k, "v": v}
-    return sum(
+    parts = [
         v
         if term == "identity"
         else F.scaled_dot_product_attention(named[term[0]], named[term[1]], v, attn_mask=bias, scale=scale)
         for term in terms
-    )
+    ]
+    return functools.reduce(torch.add, parts)
 
 
 def similarity_attention(similarity: Tensor, beta: float = 1.0, gamma: float = 3.0) -> Tensor:

@@ -1,12 +1,15 @@
-"""Scores to labels: synonyms, temperature and threshold, streamed so that [classes, H, W] is never stored."""
+"""Scores to labels: synonyms, logit_scale and threshold, streamed so that [classes, H, W] is never stored."""
 
 import functools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from clearclip.windows import Maps
 
 log = logging.getLogger(__name__)
 
@@ -15,22 +18,37 @@ DEVICE_BAND_BYTES = 64 << 20  # elsewhere, where a launch costs more than memory
 BAND_ROWS = 32  # so many at once let the matrix product reuse what it reads
 
 
+class LabelDecoder(Protocol):
+    """What turns the maps of an image into labels."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def labels(self, maps: Maps) -> Tensor:
+        """Maps [Q, H, W] to labels [H, W]."""
+        ...
+
+    def probabilities(self, maps: Maps) -> Tensor:
+        """Maps [Q, H, W] to what competes for a pixel, [C, H, W], float32."""
+        ...
+
+
 @dataclass(frozen=True)
 class Decoder:
     """How scores become labels.
 
-    Softmax over queries of `temperature` × score; a class has the largest probability of its queries; a pixel
+    Softmax over queries of `logit_scale` × score; a class has the largest probability of its queries; a pixel
     takes its best class, the lowest index on ties; below `threshold` it takes class 0. Classes other than 0
     that are best in no more than `area_threshold` of the pixels where such a class is best lose their
     probability first (SCLIP).
     """
 
     query_class: tuple[int, ...]
-    temperature: float = 50.0
+    logit_scale: float = 50.0
     threshold: float = 0.0
     area_threshold: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if sorted(set(self.query_class)) != list(range(max(self.query_class, default=-1) + 1)) or not self.query_class:
             raise ValueError("query_class must name every class from 0 on at least once")
 
@@ -38,21 +56,22 @@ class Decoder:
     def num_classes(self) -> int:
         return max(self.query_class) + 1
 
-    def labels(self, scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Tiled scores [Q, a, b] and operators [H, a], [W, b] to labels [H, W], uint8 where they fit, else int16."""
+    def labels(self, maps: Maps) -> Tensor:
+        """Maps of all queries [Q, H, W] to labels [H, W], uint8 where they fit, else int16."""
         kept = [True] * self.num_classes
         if self.area_threshold > 0:
-            best = self._labels(scores, rows, columns, 0.0, kept)
+            best = self._labels(maps, 0.0, kept)
             area = torch.bincount(best.flatten().int(), minlength=self.num_classes)[1:]
             kept[1:] = (area > self.area_threshold * area.sum()).tolist()
-        return self._labels(scores, rows, columns, self.threshold, kept)
+        return self._labels(maps, self.threshold, kept)
 
-    def _labels(self, scores: Tensor, rows: Tensor, columns: Tensor, threshold: float, kept: list[bool]) -> Tensor:
+    def _labels(self, maps: Maps, threshold: float, kept: list[bool]) -> Tensor:
         # With queries in the order of their classes the first best query belongs to the lowest best class, and
-        # neither synonyms nor softmax nor temperature change which one that is. Classes not kept come last.
+        # neither synonyms nor softmax nor logit_scale change which one that is. Classes not kept come last.
         order = sorted(range(len(self.query_class)), key=lambda q: (not kept[self.query_class[q]], self.query_class[q]))
         candidates = sum(kept[index] for index in self.query_class)
         dtype = torch.uint8 if self.num_classes <= 256 else torch.int16
+        scores, rows, columns = maps.scores, maps.rows, maps.columns
         classes = torch.tensor(self.query_class, dtype=dtype, device=scores.device)[order]
         scores = scores.float().permute(1, 2, 0)[..., order]  # [a, b, Q]
         if threshold <= 0 and (fused := _fused_kernel(scores.device)):
@@ -64,16 +83,17 @@ class Decoder:
             if threshold > 0:
                 # The best probability is 1 / Σ exp(score - best score): the softmax itself is never needed.
                 best = band.gather(-1, query[..., None])
-                label[1 / band.sub_(best).mul_(self.temperature).exp_().sum(dim=-1) < threshold] = 0
+                label[1 / band.sub_(best).mul_(self.logit_scale).exp_().sum(dim=-1) < threshold] = 0
             labels[y, x] = label
         return labels
 
-    def probabilities(self, scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def probabilities(self, maps: Maps) -> Tensor:
         """Class probabilities [C, H, W] in float32, before any threshold. This does store what `labels` avoids."""
+        scores, rows, columns = maps.scores, maps.rows, maps.columns
         classes = torch.tensor(self.query_class, device=scores.device)[:, None, None]
         out = scores.new_zeros(self.num_classes, len(rows), len(columns), dtype=torch.float32)
         for y, x, band in _bands(scores.float().permute(1, 2, 0).contiguous(), rows, columns):
-            queries = band.mul_(self.temperature).softmax(dim=-1).permute(2, 0, 1)  # [Q, r, w]
+            queries = band.mul_(self.logit_scale).softmax(dim=-1).permute(2, 0, 1)  # [Q, r, w]
             out[:, y, x] = out[:, y, x].scatter_reduce(0, classes.expand_as(queries), queries, "amax")
         return out
 

@@ -1,11 +1,13 @@
-"""The road from image to labels, in plain PyTorch: resize, windows, scores, stitch, decode."""
+"""The road from image to labels, in plain PyTorch: resize, windows, scores, stitch, refine, decode."""
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -13,15 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip import windows
-from clearclip.backbone import Backbone, choose_device, choose_precision, load_backbone
-from clearclip.decode import Decoder
+from clearclip.backbones import Backbone, choose_device, choose_precision, load_backbone
+from clearclip.decode import LabelDecoder
 from clearclip.errors import UserError
-from clearclip.methods import Method, create_method
-from clearclip.refine import split_refinement
-from clearclip.text import TextEmbeddings, embed_names
+from clearclip.images import read_image, resize_short, resized_shape
+from clearclip.methods import Method, check_features, check_scores
+from clearclip.refine import Refinement
+from clearclip.spec import Spec
+from clearclip.text import Queries, TextEmbeddings, embed_names
+from clearclip.trunk import Trunk
+from clearclip.view import View
 from clearclip.vocabulary import Vocabulary
+from clearclip.windows import Maps, Stitcher
 
-LONG_SIDE = 2048  # the published resize never makes an image longer than this
 RESIZERS = ("cv2", "device")
 WINDOW_BATCH = {"cuda": 64, "mps": 8, "cpu": 4}
 
@@ -41,37 +47,36 @@ class Segmentation:
     features: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Queries:
-    """What is looked for: text [Q, dim], unit rows; the class index of each row; the class names."""
-
-    text: Tensor
-    query_class: tuple[int, ...]
-    names: tuple[str, ...]
-
-
 class Segmenter:
     """Segment images into classes named in words, without training.
 
         segmenter = Segmenter(method="ClearCLIP", backbone="ViT-B-16", pretrained="openai")
         labels = segmenter("cat.jpg", ["cat", "grass, lawn"]).labels  # [H, W], 0 is cat
 
-    `method` is a name of `list_methods()`, with options as in "ClearCLIP:attention=kk", or a `Method`; "+PAMR" after
-    it refines the scores by the image at its original size, at the price of holding all of them at that size;
-    `backbone` and `pretrained` are as `clearclip.weights.find_checkpoint` reads them, or a loaded `Backbone`.
-    Images are resized to `short_side` pixels (0 keeps their size) and cut into windows of `crop` pixels every
-    `stride` (`crop` 0: the whole image). `temperature`, `threshold` and `area_threshold` are those of
-    `clearclip.decode.Decoder`. `text_embeddings`, a file or `TextEmbeddings`, takes the place of the text tower
-    and `templates`. `window_batch` windows go through the network at once; it does not change the result.
-    `resize` is "cv2", as published, or "device", see the method of that name; `compile` is that of
-    `clearclip.backbone.load_backbone`. A loaded backbone keeps its device, precision and compilation.
+    Args:
+        method: as `Spec.parse` reads it, such as "ClearCLIP:attention=kk" or "NACLIP+PAMR", whose refinement PAMR holds
+            the scores of all classes at the image's own size; or a `Method`.
+        backbone, pretrained: as `load_backbone` reads them; or a loaded `Backbone`, which keeps its device, precision
+            and compilation.
+        templates: a set of prompt templates, a file of them, or the templates themselves.
+        text_embeddings: a file or `TextEmbeddings` in place of the text tower and the templates.
+        short_side: images are resized to this, in pixels, as published; 0 keeps their size.
+        crop, stride: windows of `crop` pixels every `stride`; `crop` 0 takes the whole image at once.
+        logit_scale: what multiplies cosine scores before their softmax; `temperature` is another name for it.
+        threshold, area_threshold: see `clearclip.decode.Decoder`.
+        device, precision, compile: see `load_backbone`.
+        window_batch: windows that go through the network at once, by default what suits the device. It does not
+            change the result.
+        resize: "cv2", as published, or "device", see the method of that name.
+        refinements: what follows those that `method` names.
 
-    Raises UserError for what the user can mend: unknown names, weights that cannot be had, damaged files.
+    Raises:
+        UserError: for unknown names, settings that cannot be, weights that cannot be found and damaged files.
     """
 
     def __init__(
         self,
-        method: str | Method = "ClearCLIP",
+        method: str | Spec | Method = "ClearCLIP",
         backbone: str | Backbone = "ViT-B-16",
         pretrained: str = "openai",
         *,
@@ -80,7 +85,7 @@ class Segmenter:
         short_side: int = 448,
         crop: int = 448,
         stride: int = 224,
-        temperature: float = 50.0,
+        logit_scale: float = 50.0,
         threshold: float = 0.0,
         area_threshold: float = 0.0,
         device: str = "auto",
@@ -88,12 +93,16 @@ class Segmenter:
         window_batch: int | None = None,
         resize: str = "cv2",
         compile: bool = False,
+        temperature: float | None = None,
+        refinements: Sequence[Refinement] = (),
     ):
+        scale = {"logit_scale": logit_scale} if temperature is None else {"temperature": temperature}
         settings = dict(short_side=short_side, crop=crop, stride=stride, window_batch=window_batch, resize=resize)
-        check_settings(settings | dict(temperature=temperature, threshold=threshold, area_threshold=area_threshold))
-        if not isinstance(method, str | Method):
+        check_settings(settings | scale | dict(threshold=threshold, area_threshold=area_threshold))
+        if isinstance(method, str):
+            method = Spec.parse(method)  # what is wrong should not wait for the weights
+        if not isinstance(method, Spec | Method):
             raise UserError(f"method must be a name of list_methods() or a Method, not {method!r}")
-        self.refine = None
         if isinstance(method, Method):
             backbone = method.backbone
         if isinstance(backbone, Backbone):
@@ -101,10 +110,10 @@ class Segmenter:
         else:
             backbone = load_backbone(backbone, pretrained, device, precision, compile)
         self.backbone = backbone
-        if isinstance(method, str):
-            method, self.refine = split_refinement(method)
-            method = create_method(method, backbone)
-        self.method = method
+        self.method: Method
+        self.refinements: list[Refinement]
+        self.method, own = (method, []) if isinstance(method, Method) else method.create(backbone)
+        self.refinements = [*own, *refinements]
         self.device = backbone.device
         self.templates = templates
         if text_embeddings is not None and not isinstance(text_embeddings, TextEmbeddings):
@@ -114,30 +123,48 @@ class Segmenter:
         self.text_embeddings = text_embeddings
         self._embedded: TextEmbeddings | None = None
         self.resizer, self.short_side, self.crop, self.stride = resize, short_side, crop, stride
-        self.temperature, self.threshold, self.area_threshold = temperature, threshold, area_threshold
+        self.logit_scale = logit_scale if temperature is None else temperature
+        self.threshold, self.area_threshold = threshold, area_threshold
         self.window_batch = window_batch or WINDOW_BATCH[self.device.type]
+        self.stitcher = Stitcher(self.device)
 
-    def __call__(self, images, names, *, scores: bool = False, features: bool = False):
-        """Segment one image, or a list of images of any sizes, into the classes `names`.
+    @overload
+    def __call__(
+        self, images: list[Any] | tuple[Any, ...], names: Any, *, scores: bool = ..., features: bool = ...
+    ) -> list[Segmentation]: ...
 
-        An image is a path, a PIL image, an RGB array [H, W, 3] or a tensor [3, H, W] (uint8, or float in 0..1).
-        `names` is a list of class names, synonyms separated by commas, or a `Vocabulary`. Returns a
-        `Segmentation`, or a list of them, at the images' own sizes; `scores` and `features` ask for more.
+    @overload
+    def __call__(self, images: Any, names: Any, *, scores: bool = ..., features: bool = ...) -> Segmentation: ...
+
+    def __call__(self, images: Any, names: Any, *, scores: bool = False, features: bool = False) -> Any:
+        """Segment one image, or a list of images of any sizes, into classes.
+
+        Args:
+            images: a path, a PIL image, an RGB array [H, W, 3] or a tensor [3, H, W] (uint8, or float in 0..1), or a
+                list of them.
+            names: a list of class names, synonyms separated by commas, or a `Vocabulary`.
+            scores: give class probabilities too.
+            features: give patch features too.
+
+        Returns:
+            A `Segmentation` at the image's own size, or a list of them.
         """
         several = isinstance(images, list | tuple)
         arrays = [read_image(image) for image in (images if several else [images])]
         queries = self.queries(names if isinstance(names, Vocabulary) else Vocabulary.of(names))
-        resized = [self.resize(torch.from_numpy(array).permute(2, 0, 1)) for array in arrays]
-        results = []
-        decoder = self.decoder(queries)
-        for array, image, scored in zip(arrays, resized, self.score(resized, queries)):
-            maps = self.maps(image, array.shape[:2], *scored)
+        views = [self.view(torch.from_numpy(array).permute(2, 0, 1)) for array in arrays]
+        seen = self.look(views, queries, features)
+        finite = torch.stack([dense.finite for dense in seen]).tolist()
+        decoder, results = self.decoder(queries), []
+        for view, dense, sound in zip(views, seen, finite):
+            check_finite(self.method, sound)
+            maps = self.maps(view, dense, queries)
             results.append(
                 Segmentation(
-                    decoder.labels(*maps).cpu().numpy(),
+                    decoder.labels(maps).cpu().numpy(),
                     queries.names,
-                    decoder.probabilities(*maps).cpu().numpy() if scores else None,
-                    self.features(image).cpu().numpy() if features else None,
+                    decoder.probabilities(maps).cpu().numpy() if scores else None,
+                    None if dense.features is None else dense.features.cpu().numpy(),
                 )
             )
         return results if several else results[0]
@@ -151,13 +178,13 @@ class Segmenter:
             if self._embedded is None or self._embedded.names != vocabulary.queries:
                 self._embedded = embed_names(self.backbone, vocabulary.queries, self.templates)
             text, query_class = self._embedded.embeddings, vocabulary.query_class
-        text = self.method.prepare(text.to(self.device), query_class, self.temperature)
-        return Queries(text, query_class, vocabulary.classes)
+        text = text.to(self.device)
+        prepared = self.method.prepare(text, query_class, self.logit_scale)
+        return Queries(text, query_class, vocabulary.classes, prepared)
 
-    def decoder(self, queries: Queries) -> Decoder:
-        """What turns scores into labels for these queries, as the method wants it."""
-        make = self.method.decoder or Decoder
-        return make(queries.query_class, self.temperature, self.threshold, self.area_threshold)
+    def decoder(self, queries: Queries) -> LabelDecoder:
+        """What turns maps into labels for these queries, as the method wants it."""
+        return self.method.decoder(queries.query_class, self.logit_scale, self.threshold, self.area_threshold)
 
     def resize(self, image: Tensor) -> Tensor:
         """An image [3, H, W], uint8, to [3, h, w], uint8, as `resized_shape` says; a short side of 0 keeps its size.
@@ -170,96 +197,165 @@ class Segmenter:
         if self.resizer == "cv2":
             array = resize_short(image.permute(1, 2, 0).cpu().numpy(), self.short_side)
             return torch.from_numpy(array).permute(2, 0, 1)
-        shape = resized_shape(*image.shape[1:], self.short_side)
+        shape = resized_shape(image.shape[1], image.shape[2], self.short_side)
         resized = F.interpolate(image.to(self.device).float()[None], size=shape, mode="bilinear")[0]
         return (resized + 0.5).to(torch.uint8)
 
-    def segment(self, images: Sequence[Tensor], shapes: Sequence[tuple[int, int]], queries: Queries) -> list[Tensor]:
-        """Resized RGB images [3, h, w], uint8, to labels [H, W] at the given original shapes, on the device."""
-        decoder = self.decoder(queries)
-        return [
-            decoder.labels(*self.maps(image, tuple(shape), *scored))
-            for image, shape, scored in zip(images, shapes, self.score(images, queries))
-        ]
+    def view(self, image: Tensor, shape: tuple[int, int] | None = None) -> View:
+        """An RGB image [3, H, W], uint8, as methods see it, for labels of `shape`, by default the image's own."""
+        resized = self.resize(image)
+        height, width = resized.shape[1:]
+        plan = windows.plan(height, width, self.crop, self.stride, self.backbone.patch_size)
+        wanted = shape or (image.shape[1], image.shape[2])
+        return View(self.backbone, resized, image, wanted, plan, self.window_batch, self.stitcher)
 
-    @torch.inference_mode()
-    def maps(
-        self, image: Tensor, shape: tuple[int, int], tiled: Tensor, plan: windows.Plan, grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the decoder reads for an output of `shape` (H, W): scores [Q, a, b], operators [H, a] and [W, b]."""
-        rows, columns = windows.stitch_operators(plan, grid, shape, self.device)
-        if self.refine is None:
-            return tiled, rows, columns
-        pixels = F.interpolate(self.normalise(image)[None], size=shape, mode="bilinear")[0]  # [3, H, W]
-        refined = self.refine(pixels, rows @ tiled @ columns.T)  # [Q, H, W]
-        return refined, *(torch.eye(side, device=self.device) for side in shape)
+    def segment(
+        self, images: Sequence[Tensor], queries: Queries, shapes: Sequence[tuple[int, int]] | None = None
+    ) -> list[Tensor]:
+        """RGB images [3, H, W], uint8, to labels [H, W], or of the given shapes, on the device.
 
-    @torch.inference_mode()
-    def score(self, images: Sequence[Tensor], queries: Queries) -> list[tuple[Tensor, windows.Plan, tuple[int, int]]]:
-        """Resized RGB images [3, h, w], uint8, to their window scores, windows of all images in common batches.
-
-        Each result is the tiled scores [Q, n·h, m·w], float32, the plan of its windows and the grid of one.
+        Raises UserError where scores are not finite.
         """
-        plans, scores = self._windowed(images, lambda batch: self.method.scores(batch, queries.text))
-        return [(windows.tile(s, plan), plan, tuple(s.shape[2:])) for s, plan in zip(scores, plans)]
+        views = [self.view(image, shape) for image, shape in zip(images, shapes or repeat(None))]
+        labels, finite = self.labels(views, queries)
+        check_finite(self.method, bool(finite.item()))
+        return labels
 
     @torch.inference_mode()
-    def features(self, image: Tensor) -> Tensor:
-        """Unit patch features [h, w, dim] of one resized RGB image [3, H, W], windows averaged where they overlap."""
-        (plan,), (features,) = self._windowed(
-            [image], lambda batch: self.method.features(batch).float().permute(0, 3, 1, 2)
-        )
-        grid = tuple(features.shape[2:])
-        if len(plan) > 1:
-            # The stitching operators, sampled once a patch; the channels play the part of the queries.
-            shape = tuple(max(1, round(side / self.backbone.patch_size)) for side in image.shape[1:])
-            rows, columns = windows.stitch_operators(plan, grid, shape, self.device)
-            features = (rows @ windows.tile(features, plan) @ columns.T)[None]
-        return F.normalize(features[0], dim=0).permute(1, 2, 0)
+    def labels(self, views: Sequence[View], queries: Queries) -> tuple[list[Tensor], Tensor]:
+        """Labels [H, W] of each view, and whether all scores were finite, a tensor: nothing waits for the device."""
+        decoder, seen = self.decoder(queries), self.look(views, queries)
+        labels = [decoder.labels(self.maps(view, dense, queries)) for view, dense in zip(views, seen)]
+        return labels, torch.stack([dense.finite for dense in seen]).all()
 
-    def _windowed(self, images: Sequence[Tensor], function) -> tuple[list[windows.Plan], list[Tensor]]:
-        """Apply `function` to the windows of all images, in batches of one window shape; results image by image."""
-        patch = self.backbone.patch_size
-        plans = [windows.plan(*image.shape[1:], self.crop, self.stride, patch) for image in images]
-        results: list = [None] * len(images)
-        for shape in dict.fromkeys(plan.window_shape for plan in plans):
-            members = [i for i, plan in enumerate(plans) if plan.window_shape == shape]
-            stacked = torch.cat([windows.cut(self.normalise(images[i]), plans[i]) for i in members])
-            out = torch.cat([function(batch) for batch in stacked.split(self.window_batch)])
-            for i, part in zip(members, out.split([len(plans[i]) for i in members])):
-                results[i] = part
-        return plans, results
+    def look(self, views: Sequence[View], queries: Queries, features: bool = False) -> list["Dense"]:
+        """What the method makes of each image, windows of all images in common batches; with `features`, these too."""
+        return look_together([(self, queries)], views, features)[0]
 
-    def normalise(self, image: Tensor) -> Tensor:
-        """RGB [3, h, w] in 0..255 to the backbone's normalisation, float32 on the device."""
-        mean, std = self._statistics
-        return (image.to(self.device).float() - mean) / std
+    @torch.inference_mode()
+    def maps(self, view: View, dense: "Dense", queries: Queries) -> Maps:
+        """What the decoder reads for a view: scores and the operators that bring them to its shape, refined."""
+        if dense.whole:
+            maps = self.stitcher.resized(dense.scores, view.shape)
+        else:
+            maps = self.stitcher.maps(dense.scores, view.plan, view.shape)
+        for refinement in self.refinements:
+            maps = refinement(view, maps, queries)
+        return maps
+
+    def _scores(self, queries: Queries, trunk: Trunk) -> Tensor:
+        scores = self.method.scores(trunk, queries.for_scores)
+        return check_scores(self.method, scores, (trunk.images.shape[0], len(queries.text)))
+
+    def _features(self, trunk: Trunk) -> Tensor:
+        features = trunk.once(self.method, lambda: self.method.features(trunk))
+        return check_features(self.method, features, trunk.images.shape[0]).float()
+
+    def _look_at(self, view: View, queries: Queries, features: bool) -> "Dense":
+        scores = check_scores(self.method, self.method.image_scores(view, queries.for_scores), (len(queries.text),))
+        seen = F.normalize(self.method.image_features(view).float(), dim=-1) if features else None
+        return Dense(scores, seen, whole=True)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """What a method makes of one image.
+
+    Attributes:
+        scores: [n, Q, h, w] of its windows or, `whole`, [Q, h, w] of the image.
+        features: [h, w, dim] unit patch features, or None where they were not asked for.
+        finite: a tensor, whether all scores are.
+    """
+
+    scores: Tensor
+    features: Tensor | None
+    whole: bool
 
     @functools.cached_property
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        mean, std = (
-            torch.tensor(s, device=self.device)[:, None, None] for s in (self.backbone.mean, self.backbone.std)
+    def finite(self) -> Tensor:
+        return self.scores.isfinite().all()
+
+
+@torch.inference_mode()
+def look_together(
+    seers: Sequence[tuple[Segmenter, Queries]], views: Sequence[View], features: bool = False
+) -> list[list[Dense]]:
+    """What several segmenters, each with its queries, make of the same images: `[segmenter][image]`.
+
+    They are of one backbone and one geometry of windows, that of the views. What they share is computed once: the
+    blocks of the network, a method's features for several vocabularies, its scores for several thresholds.
+    """
+    keys = [(segmenter.method, id(queries.for_scores)) for segmenter, queries in seers]
+    by_image: dict[Hashable, list[Dense]] = {}
+    functions: dict[Hashable, Callable[[Trunk], Tensor]] = {}
+    for key, (segmenter, queries) in dict(zip(keys, seers)).items():
+        if segmenter.method.sees_images:
+            by_image[key] = [segmenter._look_at(view, queries, features) for view in views]
+            continue
+        functions[key] = functools.partial(segmenter._scores, queries)
+        if features:
+            functions[key, "features"] = segmenter._features
+    methods = {segmenter.method for segmenter, _ in seers}
+    shared = {block for method in methods for block in method.blocks} if len(methods) > 1 else ()
+    by_window = dict(zip(functions, zip(*each_window(views, list(functions.values()), shared)))) if functions else {}
+
+    def dense(key: Hashable, index: int) -> Dense:
+        if key in by_image:
+            return by_image[key][index]
+        seen = by_window[key, "features"][index] if features else None
+        unit = None if seen is None else F.normalize(views[index].stitch(seen), dim=-1)
+        return Dense(by_window[key][index], unit, whole=False)
+
+    return [[dense(key, index) for index in range(len(views))] for key in keys]
+
+
+def each_window(
+    views: Sequence[View], functions: Sequence[Callable[[Trunk], Tensor]], keep: Collection[int] = ()
+) -> list[list[Tensor]]:
+    """What each function makes of the windows of each image, `[view][function]`, windows first.
+
+    Windows of one shape go through the backbone in common batches, whatever image they are of; all functions read
+    one trunk. `keep` names the blocks that more than one of them reads.
+    """
+    results: list[list[Tensor]] = [[] for _ in views]
+    for shape in dict.fromkeys(view.plan.window_shape for view in views):
+        members = [i for i, view in enumerate(views) if view.plan.window_shape == shape]
+        first = views[members[0]]
+        stacked = torch.cat([windows.cut(views[i].pixels, views[i].plan) for i in members])
+        trunks = (first.backbone.trunk(batch, keep) for batch in stacked.split(first.window_batch))
+        batches = [[function(trunk) for function in functions] for trunk in trunks]
+        for parts in zip(*batches):
+            for i, part in zip(members, torch.cat(parts).split([len(views[i].plan) for i in members])):
+                results[i].append(part)
+    return results
+
+
+def check_finite(method: Method, finite: bool) -> None:
+    """Raise UserError where scores were not finite."""
+    if not finite:
+        raise UserError(
+            f"method {type(method).__name__} gives scores that are not finite: use precision fp32, and weights and "
+            "options without NaN or infinity"
         )
-        return mean * 255, std * 255
 
 
-def check_settings(settings: Mapping) -> None:
+def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise UserError naming a setting that no `Segmenter` can have.
 
-    Looks at those of `short_side`, `crop`, `stride`, `window_batch` (None: by the device), `temperature`, `threshold`,
-    `area_threshold` and `resize` that are there.
+    Looks at those of `short_side`, `crop`, `stride`, `window_batch` (None: by the device), `logit_scale` or
+    `temperature`, `threshold`, `area_threshold` and `resize` that are there.
     """
     settings = {key: value for key, value in settings.items() if (key, value) != ("window_batch", None)}
     for key, least in (("short_side", 0), ("crop", 0), ("stride", 0), ("window_batch", 1)):
         value = settings.get(key, least)
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise UserError(f"{key} must be a whole number from {least} on, not {value!r}")
-    for key in ("temperature", "threshold", "area_threshold"):
+    for key in ("logit_scale", "temperature", "threshold", "area_threshold"):
         value = settings.get(key, 1)
         number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        if key == "temperature" and not (number and value > 0):
-            raise UserError(f"temperature must be a number above 0, not {value!r}")
-        if key != "temperature" and not (number and 0 <= value <= 1):
+        if key in ("logit_scale", "temperature") and not (number and value > 0):
+            raise UserError(f"{key} must be a number above 0, not {value!r}")
+        if key.endswith("threshold") and not (number and 0 <= value <= 1):
             raise UserError(f"{key} must be a number within 0..1, not {value!r}")
     if settings.get("crop") and "stride" in settings and not 0 < settings["stride"] <= settings["crop"]:
         raise UserError(
@@ -278,86 +374,3 @@ def check_loaded(backbone: Backbone, device: str, precision: str, compile: bool)
     ):
         if wanted and wanted != loaded:
             raise UserError(f"{key} {wanted} is not that of the loaded backbone, {loaded}; load it so, or leave it out")
-
-
-def load_segmenter(config: str | Path, **overrides) -> Segmenter:
-    """A `Segmenter` with the settings of a benchmark config, as eval.py would use it; `overrides` win.
-
-    Class names and data set are not part of a segmenter: give names when calling it. Raises UserError for a
-    file that is missing or is no benchmark config, and where `Segmenter` does.
-    """
-    from mmengine.config import Config
-
-    if not Path(config).is_file():
-        raise UserError(f"config {config} does not exist; configs/ holds one file a benchmark")
-    try:
-        loaded = Config.fromfile(config, import_custom_modules=False)
-        settings = {key: value for key, value in loaded.model.items() if key not in ("type", "vocabulary")}
-        resize = next(step for step in loaded.test_dataloader.dataset.pipeline if step["type"] == "Resize")
-    except (AttributeError, KeyError, TypeError, SyntaxError, ValueError, OSError, StopIteration) as error:
-        raise UserError(f"{config} is no benchmark config ({error}); see configs/README.md for the keys") from error
-    return Segmenter(**{"short_side": min(resize["scale"])} | settings | overrides)
-
-
-def read_image(image) -> np.ndarray:
-    """A path, PIL image, array or tensor to RGB uint8 [H, W, 3]; EXIF rotation is applied.
-
-    Raises UserError for a file that cannot be read and for an array of another form.
-    """
-    if isinstance(image, str | Path):
-        return _read_file(Path(image))
-    if isinstance(image, Tensor):
-        array = image.detach().cpu()
-        array = array.float() if array.is_floating_point() else array  # NumPy has no bfloat16
-        array = (array.permute(1, 2, 0) if array.ndim == 3 else array).numpy()
-    elif isinstance(image, np.ndarray):
-        array = image
-    else:
-        from PIL import Image, ImageOps
-
-        if not isinstance(image, Image.Image):
-            raise UserError(f"an image must be a path, a PIL image, an array or a tensor, not {type(image).__name__}")
-        array = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    if np.issubdtype(array.dtype, np.floating):
-        if not (np.isfinite(array).all() and array.min(initial=0) >= 0 and array.max(initial=0) <= 1):
-            raise UserError("a floating-point image must be finite and within 0..1; divide by 255 or convert to uint8")
-        array = np.round(array * 255).astype(np.uint8)
-    if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, axis=2)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
-        raise UserError(
-            f"an image must be RGB, [H, W, 3] as an array or [3, H, W] as a tensor, uint8 or float in 0..1; this one "
-            f"is {list(array.shape)} {array.dtype}"
-        )
-    return np.require(array, requirements=["C", "W"])  # torch wants what it shares to be writable
-
-
-def _read_file(path: Path) -> np.ndarray:
-    import cv2
-
-    try:
-        encoded = np.frombuffer(path.read_bytes(), np.uint8)
-        bgr = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if len(encoded) else None
-    except OSError as error:
-        raise UserError(f"cannot read image {path}: {error.strerror}; give the path of a picture") from None
-    except cv2.error:  # a header that promises too much
-        bgr = None
-    if bgr is None:
-        raise UserError(f"{path} is not a picture that OpenCV can decode; convert it to JPEG or PNG")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-
-
-def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """The published resize rule: short side to `short_side`, unless that makes the long side exceed 2048."""
-    scale = min(LONG_SIDE / max(height, width), short_side / min(height, width))
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-
-
-def resize_short(image: np.ndarray, short_side: int) -> np.ndarray:
-    """Resize [H, W, 3] by that rule, bilinear without antialiasing as OpenCV does it; 0 keeps the size."""
-    if not short_side:
-        return image
-    import cv2
-
-    height, width = resized_shape(*image.shape[:2], short_side)
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)

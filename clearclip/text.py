@@ -8,22 +8,48 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from clearclip.backbone import Backbone
+from clearclip.backbones import Backbone
 from clearclip.errors import UserError
 from clearclip.paths import atomic_write, cache_dir
 from clearclip.vocabulary import Vocabulary, load_templates
 from clearclip.weights import EMBEDDED
 
+if TYPE_CHECKING:
+    from clearclip.offline.student import TextStudent
+
 log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 4096  # of trimmed prompts in one pass of the text tower
 PROVENANCE = ("model", "note", "backbone")
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What is looked for.
+
+    Attributes:
+        text: [Q, dim], unit rows, as the vocabulary was embedded.
+        query_class: the class index of each row.
+        names: of the classes.
+        prepared: the text as the method's `scores` takes it; by default `text`.
+    """
+
+    text: Tensor
+    query_class: tuple[int, ...]
+    names: tuple[str, ...]
+    prepared: Tensor | None = None
+
+    @property
+    def for_scores(self) -> Tensor:
+        """What the method's `scores` takes."""
+        return self.text if self.prepared is None else self.prepared
 
 
 @dataclass(frozen=True)
@@ -39,7 +65,7 @@ class TextEmbeddings:
     note: str = ""
     backbone: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         shape = tuple(self.embeddings.shape)
         if len(shape) != 2 or shape[0] != len(self.names):
             raise ValueError(f"{len(self.names)} names need embeddings [{len(self.names)}, dim], not {list(shape)}")
@@ -139,7 +165,7 @@ def embed_names(
     if wrong or not templates:
         raise UserError(f"each template must hold {{}} once and no other brace; given {(wrong or ['none'])[0]!r}")
     unique = tuple(dict.fromkeys(names))
-    student = _student() if backbone.checkpoint.student else None
+    student = _student() if backbone.text_stand_in else None
     source = (student or backbone).content_hash
     identity = json.dumps([source, backbone.checkpoint.config, str(backbone.dtype), templates, unique], default=str)
     path = cache_dir() / "text" / f"{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
@@ -166,8 +192,8 @@ def _warn_not_kept(folder: Path, reason: str) -> None:
     log.warning("text embeddings are not kept in %s: %s; set CLEARCLIP_CACHE to a folder to write to", folder, reason)
 
 
-def _student():
-    from clearclip.student import TextStudent
+def _student() -> "TextStudent":
+    from clearclip.offline.student import TextStudent
 
     return TextStudent()
 

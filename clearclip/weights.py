@@ -1,21 +1,18 @@
-"""Named checkpoints: architecture, source and activation. Nothing else knows where weights come from."""
+"""Named checkpoints: architecture, source and activation of OpenCLIP's weights, and where weights are looked for."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
-import re
 import threading
 import urllib.error
 import urllib.request
-import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clearclip.errors import UserError
-from clearclip.paths import atomic_write, cache_dir
+from clearclip.state import marked_activation
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +28,6 @@ COMMON = {
     "ViT-L-14-336": ("openai",),
     "ViT-H-14": ("laion2b_s32b_b79k", "metaclip_fullcc"),
 }
-# BLIP's retrieval models, by the data they were tuned on; the first is the default.
-BLIP = {
-    "BLIP-B": {"coco": "Salesforce/blip-itm-base-coco", "flickr": "Salesforce/blip-itm-base-flickr"},
-    "BLIP-L": {"coco": "Salesforce/blip-itm-large-coco", "flickr": "Salesforce/blip-itm-large-flickr"},
-}
-BLIP_FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -48,41 +39,42 @@ class Checkpoint:
     tag: str  # what results call the weights
     model: str  # OpenCLIP's name of the model, or the hub's
     path: Path
-    config: dict  # OpenCLIP's (`quick_gelu` set as the weights were trained) or transformers' model configuration
+    config: dict[
+        str, Any
+    ]  # OpenCLIP's (`quick_gelu` set as the weights were trained) or transformers' model configuration
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
-    student: bool = False  # names are embedded by the text student, not by a text tower
+    text_stand_in: bool = False  # names are embedded by the text student, not by a text tower
 
 
-def list_backbones() -> list[tuple[str, tuple[str, ...]]]:
-    """The common backbones, each with the tags of its weights."""
-    return [*COMMON.items(), *((arch, tuple(tags)) for arch, tags in BLIP.items())]
+def find_checkpoint(backbone: str, pretrained: str = "openai") -> Checkpoint | None:
+    """Find, and where needed download, the weights `pretrained` of an OpenCLIP ViT.
 
+    Args:
+        backbone: an OpenCLIP architecture ("ViT-B-16"; "ViT-B-16-quickgelu" where a file does not say how it was
+            trained), "arch:tag", or "local-dir:FOLDER" with OpenCLIP's open_clip_config.json and weights.
+        pretrained: a tag, a weights file, "openai-int8" (OpenAI's ViT-B/16 image tower, for machines that reach a
+            package index but no model hub) or "auto" ("openai" where its hub answers, else "openai-int8"). A file
+            that is called as a tag is, such as `openai`, needs its folder: `./openai`.
 
-def find_checkpoint(backbone: str, pretrained: str = "openai") -> Checkpoint:
-    """Find, and where needed download, the weights `pretrained` of `backbone`.
+    Returns:
+        The checkpoint; None where OpenCLIP knows no such architecture and the folder is no OpenCLIP model's.
 
-    `backbone` is an OpenCLIP architecture ("ViT-B-16"), "arch:tag", or "local-dir:FOLDER" with OpenCLIP's
-    open_clip_config.json and weights. `pretrained` is a tag, a weights file, "openai-int8" (the image tower
-    that a package index carries) or "auto" ("openai" where its hub answers, else "openai-int8"). A file called as
-    a tag is written with its folder.
-    "BLIP-B" and "BLIP-L" are BLIP's retrieval models: there `pretrained` may be a weights file in transformers'
-    form or the original's, or a folder that transformers saved, "openai" and "auto" mean "coco", and
-    "local-dir:FOLDER" takes any folder that transformers saved.
-    Raises UserError when the architecture, the tag or the file cannot be had.
+    Raises:
+        UserError: where the architecture is no plain ViT and where the weights cannot be found.
     """
-    from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
+    from open_clip import get_model_config, get_pretrained_cfg, list_pretrained_tags_by_model
 
     if backbone.startswith("local-dir:"):
         return _from_folder(Path(backbone.removeprefix("local-dir:")).expanduser())
     arch, _, tag = backbone.replace("/", "-").partition(":")
     pretrained = tag or pretrained
-    if arch in BLIP:
-        return _blip(arch, pretrained)
     named_quick = arch.endswith("-quickgelu")
     arch = arch.removesuffix("-quickgelu")
-    config = _model_config(arch)
-
+    config = get_model_config(arch)
+    if config is None:
+        return None
+    config = _supported(arch, config)
     if pretrained == "auto":
         pretrained = _choose(arch)
     if pretrained == EMBEDDED:
@@ -101,17 +93,7 @@ def find_checkpoint(backbone: str, pretrained: str = "openai") -> Checkpoint:
     raise UserError(f"no weights {pretrained!r} for {arch}; known are {', '.join(tags) or 'none'}, or give a file")
 
 
-def _model_config(arch: str) -> dict:
-    import open_clip
-
-    config = open_clip.get_model_config(arch)
-    if config is None:
-        names = ", ".join([*COMMON, *BLIP])
-        raise UserError(f"unknown backbone {arch!r}; use one of {names} or another OpenCLIP ViT as arch:tag")
-    return _supported(arch, config)
-
-
-def _supported(arch: str, config: dict) -> dict:
+def _supported(arch: str, config: dict[str, Any]) -> dict[str, Any]:
     """The config of a plain ViT with a class token; UserError for any other network."""
     vision = config["vision_cfg"]
     altered = ("attentional_pool", "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner")
@@ -128,7 +110,7 @@ def _supported(arch: str, config: dict) -> dict:
     return config
 
 
-def _from_tag(arch: str, tag: str, config: dict, known: dict) -> Checkpoint:
+def _from_tag(arch: str, tag: str, config: dict[str, Any], known: dict[str, Any]) -> Checkpoint:
     return Checkpoint(
         arch,
         tag,
@@ -140,9 +122,9 @@ def _from_tag(arch: str, tag: str, config: dict, known: dict) -> Checkpoint:
     )
 
 
-def _from_file(arch: str, path: Path, config: dict, named_quick: bool) -> Checkpoint:
+def _from_file(arch: str, path: Path, config: dict[str, Any], named_quick: bool) -> Checkpoint:
     # OpenAI's own files and ours say how they were trained; of others the user must, by the name's suffix.
-    marked = _marked_activation(path)
+    marked = marked_activation(path)
     if marked == "gelu" and named_quick:
         raise UserError(f"{path} was trained with GELU; ask for backbone {arch} without -quickgelu")
     quick = named_quick or marked == "quick_gelu"
@@ -151,9 +133,9 @@ def _from_file(arch: str, path: Path, config: dict, named_quick: bool) -> Checkp
     return Checkpoint(arch, path.name, arch, path, config | {"quick_gelu": quick})
 
 
-def _from_folder(folder: Path) -> Checkpoint:
-    if (folder / "config.json").is_file() and not (folder / "open_clip_config.json").is_file():
-        return _blip_folder(folder)
+def _from_folder(folder: Path) -> Checkpoint | None:
+    if not (folder / "open_clip_config.json").is_file():
+        return None
     try:
         config = json.loads((folder / "open_clip_config.json").read_text())
         names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -175,92 +157,14 @@ def _from_folder(folder: Path) -> Checkpoint:
         ) from None
 
 
-def _blip_config(arch: str) -> dict:
-    width, layers, heads = {"BLIP-B": (768, 12, 12), "BLIP-L": (1024, 24, 16)}[arch]
-    vision = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    vision |= {"intermediate_size": 4 * width, "image_size": 384, "patch_size": 16}
-    # As BLIP was trained: transformers' defaults are an epsilon of 1e-5 and 8 text heads.
-    return {
-        "model_type": "blip",
-        "vision_config": vision | {"layer_norm_eps": 1e-6},
-        "text_config": {"num_attention_heads": 12},
-        "image_text_hidden_size": 256,
-    }
-
-
-def _blip(arch: str, pretrained: str) -> Checkpoint:
-    default = next(iter(BLIP[arch]))
-    tag = default if pretrained in ("openai", "auto") else pretrained  # what every other backbone starts from
-    if tag not in BLIP[arch]:
-        path = Path(tag).expanduser()
-        name = path.absolute().name
-        if path.is_dir():
-            path = _blip_file(path)
-        if path.is_file():
-            return Checkpoint(arch, name, BLIP[arch][default], path, _blip_config(arch))
-        if path.suffix in SUFFIXES:
-            raise UserError(f"weights file {tag} does not exist; give the path of a checkpoint or a tag")
-        raise UserError(f"no weights {tag!r} for {arch}; known are {', '.join(BLIP[arch])}, or give a file")
-    repository = BLIP[arch][tag]
-    try:
-        path = local_copy(f"{arch}.{tag}") or hub_file(repository, *BLIP_FILES)
-    except Exception as error:  # the library raises whatever its transport raised
-        raise UserError(
-            f"the weights of {arch} {tag} ({repository}) could not be downloaded: give the path of a copy, or of the "
-            f"original checkpoint (model_{'base' if arch == 'BLIP-B' else 'large'}_retrieval_{tag}.pth), as "
-            f"--pretrained, or put it into a folder named by $CLEARCLIP_WEIGHTS as {arch}.{tag}.safetensors (or .pth), "
-            "or fill the hub's cache on a machine that reaches it"
-        ) from error
-    return Checkpoint(arch, tag, repository, path, _blip_config(arch))
-
-
-def _blip_folder(folder: Path) -> Checkpoint:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        preprocess = folder / "preprocessor_config.json"
-        preprocess = json.loads(preprocess.read_text()) if preprocess.is_file() else {}
-        if config["model_type"] != "blip":
-            raise ValueError(config["model_type"])
-        mean, std = preprocess.get("image_mean", OPENAI_MEAN), preprocess.get("image_std", OPENAI_STD)
-        path = _blip_file(folder)
-        return Checkpoint(folder.name, path.name, str(folder), path, config, tuple(mean), tuple(std))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f"{folder} is not a model folder that can be used; it must hold OpenCLIP's open_clip_config.json and "
-            'weights, or the config.json (of model_type "blip") and weights of a BLIP retrieval model'
-        ) from None
-
-
-def _blip_file(folder: Path) -> Path:
-    for name in BLIP_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{folder} holds no weights; transformers saves a BLIP model as {' or '.join(BLIP_FILES)}")
-
-
-def find_tokenizer(checkpoint: Checkpoint) -> Path:
-    """The folder with the tokenizer of a BLIP checkpoint: that of the weights, or the hub's copy.
-
-    Raises UserError where there is none.
-    """
-    folder = checkpoint.path.parent
-    if any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
-        return folder
-    try:
-        return hub_file(checkpoint.model, "vocab.txt").parent
-    except Exception as error:  # as above
-        raise UserError(
-            f"the tokenizer of {checkpoint.arch} is missing: put the vocab.txt of bert-base-uncased beside "
-            f"{checkpoint.path}"
-        ) from error
-
-
-def _embedded(arch: str, config: dict) -> Checkpoint:
-    from clearclip import embedded
+def _embedded(arch: str, config: dict[str, Any]) -> Checkpoint:
+    from clearclip.offline import embedded
 
     if arch != "ViT-B-16":
         raise UserError(f"{EMBEDDED} weights exist for ViT-B-16 only, not for {arch}; give another --pretrained")
-    return Checkpoint(arch, EMBEDDED, arch, embedded.vision_checkpoint(), config | {"quick_gelu": True}, student=True)
+    return Checkpoint(
+        arch, EMBEDDED, arch, embedded.vision_checkpoint(), config | {"quick_gelu": True}, text_stand_in=True
+    )
 
 
 def _choose(arch: str) -> str:
@@ -331,7 +235,7 @@ def hub_answers(seconds: float = 3.0) -> bool:
 
     answers = []
 
-    def ask():  # urllib knows the user's proxies
+    def ask() -> None:  # urllib knows the user's proxies
         try:
             urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=seconds).close()
         except urllib.error.HTTPError:
@@ -346,7 +250,7 @@ def hub_answers(seconds: float = 3.0) -> bool:
     return bool(answers)
 
 
-def _download(arch: str, tag: str, known: dict) -> Path:
+def _download(arch: str, tag: str, known: dict[str, Any]) -> Path:
     try:
         return hub_file(*_hub_files(known["hf_hub"]))
     except Exception as error:  # the library raises whatever its transport raised
@@ -357,78 +261,3 @@ def _download(arch: str, tag: str, known: dict) -> Path:
             f"copy as --pretrained{suffix}, or put it into a folder named by $CLEARCLIP_WEIGHTS as "
             f"{arch}.{tag}.safetensors (or .pt), or fill the hub's cache on a machine that reaches it{remedy}"
         ) from error
-
-
-def _unreadable(path: Path) -> UserError:
-    return UserError(
-        f"{path} cannot be read as weights: it is damaged, or no file of tensors alone; fetch it again, or convert it "
-        "to .safetensors"
-    )
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
-
-
-def _marked_activation(path: Path) -> str | None:
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                return (file.metadata() or {}).get("activation")
-        except Exception as error:
-            raise _unreadable(path) from error
-    if zipfile.is_zipfile(path):
-        return "quick_gelu" if _is_torchscript(path) else None  # only OpenAI ships TorchScript archives
-    with path.open("rb") as file:
-        if file.read(1) != b"\x80":  # a pickle's, which PyTorch's older files are
-            raise _unreadable(path)
-    return None
-
-
-def load_state_dict(path: Path, prefix: str = "") -> dict:
-    """Tensors of a checkpoint whose names start with `prefix`, the prefix removed; never unpickles code.
-
-    Reads .safetensors, PyTorch files (weights_only, with or without the wrappers `state_dict`, `model` and
-    `module.`) and OpenAI's TorchScript archives. Raises UserError naming a damaged file.
-    """
-    import torch
-
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, framework="pt") as file:
-                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-                return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-        if _is_torchscript(path):
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # TorchScript is deprecated
-                state = torch.jit.load(path, map_location="cpu").state_dict()
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        for wrapper in ("state_dict", "model"):
-            if isinstance(state.get(wrapper), dict):
-                state = state[wrapper]
-    except Exception as error:
-        raise _unreadable(path) from error
-    state = {str(key).removeprefix("module."): value for key, value in state.items() if torch.is_tensor(value)}
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file, remembered under its size and time so that a warm start need not read it again."""
-    status = path.stat()
-    identity = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-    memo = cache_dir() / "hashes" / hashlib.sha256(identity.encode()).hexdigest()
-    known = memo.read_text(errors="replace") if memo.is_file() else ""
-    if re.fullmatch("[0-9a-f]{64}", known):
-        return known
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    with contextlib.suppress(OSError), atomic_write(memo) as temporary:  # a cache that cannot be written is no harm
-        temporary.write_text(digest)
-    return digest

@@ -5,12 +5,13 @@ original image are all linear, and each is a product of a row and a column opera
 `rows @ scores @ columns.T` for every query, with two small matrices that depend on the geometry alone.
 """
 
-import functools
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from clearclip.tensors import TensorCache
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,18 @@ def plan_axis(length: int, crop: int, stride: int, patch: int) -> Axis:
     """
     if not crop:
         size = max(length // patch * patch, min(length, patch))
-        starts = (0,)
+        starts: tuple[int, ...] = (0,)
     else:
         size = min(crop, length)
         count = max(length - size + stride - 1, 0) // stride + 1
         starts = tuple(min(i * stride, length - size) for i in range(count))
     padding = -size % patch
     return Axis(length, starts, size, padding // 2, size + padding, whole=not crop)
+
+
+def whole_axis(length: int) -> Axis:
+    """One window for all of an axis."""
+    return Axis(length, (0,), length, 0, length, whole=True)
 
 
 @dataclass(frozen=True)
@@ -74,37 +80,27 @@ def cut(image: Tensor, plan: Plan) -> Tensor:
     return F.pad(torch.stack(windows), padding) if any(padding) else torch.stack(windows)
 
 
-def _resize_matrix(source: int, target: int) -> Tensor:
+def resize_matrix(source: int, target: int) -> Tensor:
     """The matrix [target, source] of a bilinear resize of one axis, as torch computes it."""
     identity = torch.eye(source).unsqueeze(0)  # [1, channels = source, source]
     return F.interpolate(identity, size=target, mode="linear", align_corners=False)[0].T
 
 
-@functools.lru_cache(maxsize=256)
 def stitch_operator(axis: Axis, patches: int, target: int) -> Tensor:
     """The matrix [target, windows × patches] that takes all windows' scores along one axis to `target` pixels.
 
     `patches` is the number of score positions of a window along this axis.
     """
     if axis.whole:
-        return _resize_matrix(patches, target)
-    upsample = _resize_matrix(patches, axis.padded)[axis.before : axis.before + axis.size]  # [size, patches]
+        return resize_matrix(patches, target)
+    upsample = resize_matrix(patches, axis.padded)[axis.before : axis.before + axis.size]  # [size, patches]
     stitched = torch.zeros(axis.length, len(axis.starts), patches)
     for index, start in enumerate(axis.starts):
         stitched[start : start + axis.size, index] = upsample
     # Each window's weights sum to 1 per pixel, so the sum over windows counts the overlap.
     count = stitched.sum(dim=(1, 2)).round()
     stitched = (stitched / count[:, None, None]).flatten(1)  # [length, windows · patches]
-    return stitched if target == axis.length else _resize_matrix(axis.length, target) @ stitched
-
-
-def stitch_operators(
-    plan: Plan, grid: tuple[int, int], shape: tuple[int, int], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Row operator [H, n·h] and column operator [W, m·w] to an output `shape` (H, W), for windows of `grid` scores."""
-    rows = stitch_operator(plan.rows, grid[0], shape[0])
-    columns = stitch_operator(plan.columns, grid[1], shape[1])
-    return rows.to(device), columns.to(device)
+    return stitched if target == axis.length else resize_matrix(axis.length, target) @ stitched
 
 
 def tile(scores: Tensor, plan: Plan) -> Tensor:
@@ -112,3 +108,52 @@ def tile(scores: Tensor, plan: Plan) -> Tensor:
     n, m = len(plan.rows.starts), len(plan.columns.starts)
     _, queries, h, w = scores.shape
     return scores.reshape(n, m, queries, h, w).permute(2, 0, 3, 1, 4).reshape(queries, n * h, m * w)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Scores of a whole image [Q, H, W], as the product `rows` · `scores` · `columns`ᵀ that is their upsampling."""
+
+    scores: Tensor  # [Q, a, b]
+    rows: Tensor  # [H, a]
+    columns: Tensor  # [W, b]
+
+    @classmethod
+    def of(cls, scores: Tensor) -> "Maps":
+        """Of scores [Q, H, W] that have their full size."""
+        return cls(scores, *(torch.eye(side, device=scores.device) for side in scores.shape[1:]))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.rows.shape[0], self.columns.shape[0]
+
+    def full(self) -> Tensor:
+        """Scores [Q, H, W], float32: all of them in memory at once."""
+        return self.rows @ self.scores.float() @ self.columns.T
+
+
+class Stitcher:
+    """Brings scores of windows, or of whole images, to any size by operators made once for a geometry.
+
+    `max_bytes` bounds what is kept of them.
+    """
+
+    def __init__(self, device: torch.device, max_bytes: int = 256 << 20):
+        self.device = device
+        self._operators = TensorCache(max_bytes)
+
+    def maps(self, scores: Tensor, plan: Plan, shape: tuple[int, int]) -> Maps:
+        """Window scores [n·m, Q, h, w] of an image to its maps at `shape` (H, W)."""
+        h, w = scores.shape[2:]
+        rows, columns = self._operator(plan.rows, h, shape[0]), self._operator(plan.columns, w, shape[1])
+        return Maps(tile(scores, plan), rows, columns)
+
+    def resized(self, scores: Tensor, shape: tuple[int, int]) -> Maps:
+        """Scores [Q, h, w] of a whole image to its maps at `shape` (H, W), bilinear."""
+        h, w = scores.shape[1:]
+        return Maps(scores, *(self._operator(whole_axis(n), n, side) for n, side in ((h, shape[0]), (w, shape[1]))))
+
+    def _operator(self, axis: Axis, patches: int, target: int) -> Tensor:
+        key = (axis, patches, target)
+        return self._operators.get(key, lambda: stitch_operator(*key).to(self.device))

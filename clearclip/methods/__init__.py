@@ -1,130 +1,137 @@
 """Published methods, by name. A method is a file in this folder; nothing else lists it."""
 
-import ast
-import functools
-import importlib
-import inspect
-import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearclip.backbone import Backbone
+from clearclip.backbones import Backbone
+from clearclip.decode import Decoder, LabelDecoder
 from clearclip.errors import UserError
+from clearclip.registry import Entry, Registry
+from clearclip.trunk import Trunk
+from clearclip.view import View
 
 
 class Method:
-    """What turns images into class scores. Subclasses write `features`, or `scores` where text takes part earlier.
+    """What turns images into class scores. A subclass writes one of these, the others follow from it:
 
-    One that labels in its own way has a method `decoder`, called with what `clearclip.decode.Decoder` is made of.
+    - `features(trunk)`: patch features of each window, as most do;
+    - `scores(trunk, text)`: where text takes part before there are features;
+    - `image_features(view)`: features of the whole image, from those of all its windows, their places and the image
+      at its own size; `view.stitch(self.window_features(view))` are the stitched features of its windows;
+    - `image_scores(view, text)`: the same where text takes part.
+
+    Attributes:
+        backbone: whose trunks it reads.
+        blocks: the blocks before the last that it reads. It runs without them; methods that share a trunk run faster.
+
+    An example, value-value attention in the last block:
+
+        class Mine(Method):
+            def features(self, trunk):
+                block, (_, _, v) = self.backbone.blocks[-1], trunk.qkv()
+                mixed = mix(Attention.parse("vv"), *trunk.qkv(), trunk)  # [B, heads, P+N, d]
+                return trunk.project(block.attention_output(mixed)[:, trunk.prefix :])
     """
 
-    decoder = None
+    blocks: Sequence[int] = ()
 
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
 
-    def features(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to patch features [B, h, w, dim] in the joint space, not normalised."""
+    def features(self, trunk: Trunk) -> Tensor:
+        """Patch features [B, h, w, dim] in the joint space, not normalised, of the windows of a trunk."""
         raise NotImplementedError
 
-    def scores(self, images: Tensor, text: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] and text [Q, dim], unit rows, to cosine scores [B, Q, h, w] in float32.
+    def scores(self, trunk: Trunk, text: Tensor) -> Tensor:
+        """Cosine scores [B, Q, h, w], float32, of the windows of a trunk for text [Q, dim], unit rows.
 
-        h and w are the method's own patch grid.
+        h and w are the method's own grid.
         """
-        features = F.normalize(self.features(images).float(), dim=-1)
-        return (features @ text.to(features).T).permute(0, 3, 1, 2)  # [B, Q, h, w]
+        features = trunk.once(self, lambda: self.features(trunk))  # for several vocabularies
+        return similarity(check_features(self, features, trunk.images.shape[0]), text)
 
-    def prepare(self, text: Tensor, query_class: tuple[int, ...], temperature: float) -> Tensor:
-        """The text that `scores` takes, from that of the queries [Q, dim]: the same, but for methods that add to it."""
+    def image_features(self, view: View) -> Tensor:
+        """Features [h, w, dim] of a whole image: its windows', averaged where they overlap, once a patch."""
+        return view.stitch(self.window_features(view))
+
+    def image_scores(self, view: View, text: Tensor) -> Tensor:
+        """Cosine scores [Q, h, w], float32, of a whole image for text [Q, dim], unit rows."""
+        return similarity(check_features(self, self.image_features(view)[None], 1), text)[0]
+
+    def window_features(self, view: View) -> Tensor:
+        """Features [n, h, w, dim], float32, of all windows of an image."""
+        return torch.cat(
+            [check_features(self, self.features(trunk), trunk.images.shape[0]).float() for trunk in view.trunks]
+        )
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether it works on whole images rather than on one window after the other."""
+        cls = type(self)
+        return cls.image_features is not Method.image_features or cls.image_scores is not Method.image_scores
+
+    def prepare(self, text: Tensor, query_class: tuple[int, ...], logit_scale: float) -> Tensor:
+        """The text that its scores take, made of that of the queries [Q, dim]; by default the same."""
         return text
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A named method: how to build it, what it is and where it was published."""
-
-    name: str
-    build: Callable[..., Method]
-    summary: str
-    paper: str
-    options: dict = field(default_factory=dict)
+    def decoder(
+        self, query_class: tuple[int, ...], logit_scale: float, threshold: float, area_threshold: float
+    ) -> LabelDecoder:
+        """What turns its maps into labels."""
+        return Decoder(query_class, logit_scale, threshold, area_threshold)
 
 
-_ENTRIES: dict[str, Entry] = {}
+def similarity(features: Tensor, text: Tensor) -> Tensor:
+    """Features [B, h, w, dim] of any length and unit text [Q, dim] to cosine scores [B, Q, h, w], float32."""
+    features = F.normalize(features.float(), dim=-1)
+    return (features @ text.to(features).T).permute(0, 3, 1, 2)
 
 
-def register(name: str, build: Callable[..., Method], summary: str, paper: str, **options) -> None:
-    """Make `build(backbone, **options)` available as `name`."""
-    _ENTRIES[name.lower()] = Entry(name, build, summary, paper, options)
+def check_features(method: Method, features: Tensor, batch: int) -> Tensor:
+    """Features, if they are [batch, h, w, dim] and floating-point. Raises UserError naming the method if not."""
+    dim = method.backbone.dim
+    if _is_float(features, 4) and (features.shape[0], features.shape[3]) == (batch, dim):
+        return features
+    raise _unfit(method, "features", f"[{batch}, h, w, {dim}]", features)
 
 
-@functools.cache
-def _import_all() -> None:
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+def check_scores(method: Method, scores: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Scores, if they are [*shape, h, w] and floating-point. Raises UserError naming the method if not."""
+    if _is_float(scores, len(shape) + 2) and tuple(scores.shape[:-2]) == shape:
+        return scores
+    raise _unfit(method, "scores", f"[{', '.join(map(str, shape))}, h, w]", scores)
 
 
-def list_methods() -> list[Entry]:
+def _is_float(tensor: object, dimensions: int) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.ndim == dimensions
+
+
+def _unfit(method: Method, what: str, wanted: str, got: object) -> UserError:
+    given = f"{list(got.shape)} {got.dtype}" if isinstance(got, Tensor) else type(got).__name__
+    return UserError(
+        f"method {type(method).__name__} must return {what} {wanted} of a floating-point type, not {given}; mend its "
+        f"`{what}`"
+    )
+
+
+METHODS: Registry[Method] = Registry("method", __name__)
+register = METHODS.register
+
+
+def list_methods() -> list[Entry[Method]]:
     """All methods: each has `name`, a one-line `summary` and its `paper`.
 
     CLIP and what re-wires its last block come first, then the others by the module they are in.
     """
-    _import_all()
-    modules = {name: getattr(entry.build, "__module__", "") for name, entry in _ENTRIES.items()}
-    order = sorted(_ENTRIES, key=lambda name: (modules[name] != f"{__name__}.final_block", modules[name]))
-    return [_ENTRIES[name] for name in order]
-
-
-def parse_method(text: str) -> tuple[Entry, dict]:
-    """Split "ClearCLIP" or "ClearCLIP:attention=kk,residual=1" into a registered entry and options.
-
-    Raises UserError for an unknown name and for an option that is not written key=value, that the method does not
-    have, that is there twice or that is no number where its default is one.
-    """
-    name, _, rest = text.partition(":")
-    known = {entry.name.lower(): entry for entry in list_methods()}
-    if name.lower() not in known:
-        raise UserError(f"unknown method {name!r}; use one of {', '.join(entry.name for entry in known.values())}")
-    entry, options = known[name.lower()], {}
-    parameters = sorted(list(inspect.signature(entry.build).parameters)[1:])  # after the backbone
-    known_options = f"its options are {', '.join(parameters) or 'none'}"
-    for item in filter(None, rest.split(",")):
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise UserError(f"method option {item!r} must be written key=value, as in {name}:residual=1")
-        key = key.strip()
-        if key not in parameters:
-            raise UserError(f"method {text!r}: no option {key}; {known_options}")
-        if key in options:
-            raise UserError(f"method {text!r}: option {key} is there twice; give it once")
-        try:
-            options[key] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
-        except (ValueError, SyntaxError):
-            options[key] = value
-        if isinstance(entry.options.get(key), float) and not isinstance(options[key], int | float):
-            raise UserError(f"method {text!r}: option {key} must be a number, not {value!r}; {known_options}")
-    return entry, options
+    return sorted(METHODS.entries(), key=lambda entry: entry.build.__module__ != f"{__name__}.final_block")
 
 
 def create_method(text: str, backbone: Backbone) -> Method:
-    """Build the method that `text` names, as `parse_method` reads it. Raises UserError for a wrong option."""
-    entry, options = parse_method(text)
-    try:
-        return entry.build(backbone, **entry.options | options)
-    except (TypeError, ValueError) as error:
-        known = ", ".join(sorted(entry.options)) or "none"
-        raise UserError(f"method {text!r}: {error}; its options are {known}") from error
+    """Build the method that `text` names, such as "ClearCLIP:attention=kk". Raises UserError where that cannot be."""
+    return METHODS.create(text, backbone)
 
 
-def check_switches(**switches) -> None:
-    """Raise ValueError naming the first option that is neither True nor False."""
-    for name, switch in switches.items():
-        if switch not in (True, False):
-            raise ValueError(f"{name} must be True or False, not {switch!r}")
-
-
-__all__ = ["Entry", "Method", "check_switches", "create_method", "list_methods", "parse_method", "register"]
+__all__ = ["METHODS", "Entry", "Method", "create_method", "list_methods", "register", "similarity"]

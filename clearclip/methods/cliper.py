@@ -1,4 +1,4 @@
-"""CLIPer (Sun et al., ICCV 2025): every layer's tokens through the last block, with the attention of all before it.
+"""CLIPer (Sun et al., ICCV 2025, arXiv 2411.13836): every layer's tokens through the last block.
 
 The query-key attention of the blocks before the last, summed and balanced so that no token draws more than others,
 takes the place of the last block's own. Not only the tokens that enter the last block go through it, but those of
@@ -11,7 +11,7 @@ times (`iterate=False`: once); the tokens of all layers but the last are normali
 the last; and what is below the threshold in the selected layer is missing in the mean as well.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,14 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip import windows
-from clearclip.backbone import Backbone, feed_forward, merge_heads, split_heads
+from clearclip.backbones import Backbone
 from clearclip.errors import UserError
-from clearclip.methods import Method, check_switches, register
+from clearclip.methods import Method, register
 from clearclip.methods.proxyclip import ProxyCLIP
 from clearclip.refine.diffusion import MODELS, DiffusionAttention
+from clearclip.trunk import Trunk
+from clearclip.windows import Maps
 
 ATTENTIONS = ("fused", "qk", "qq", "kk", "vv", "identity")
+POSITION = "bilinear"  # how the position embedding is resampled
 STRIDE = 112  # of windows, in pixels
+
+Refine = Callable[[Tensor, Tensor], Tensor]  # an image [3, H, W], normalised, and maps [Q, h, w] to maps
 
 
 class CLIPer(Method):
@@ -61,7 +66,7 @@ class CLIPer(Method):
         background: bool = False,
         score_threshold: float = 0.0,
         normalise: bool = False,
-        refine: str | Callable[[Tensor, Tensor], Tensor] | None = None,
+        refine: str | Refine | None = None,
         refine_weights: str | None = None,
         combine: str | int = "product",
     ):
@@ -69,59 +74,62 @@ class CLIPer(Method):
         depth = len(backbone.blocks)
         if attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, not {attention!r}")
-        if type(select) is not int or not -depth <= select < depth:
-            raise ValueError(f"select must be the index of one of {depth} layers, not {select!r}")
+        if not -depth <= select < depth:
+            raise ValueError(f"select must be the index of one of {depth} layers, not {select}")
         patch = backbone.patch_size
-        if type(window) is not int or window < 0 or (window and (window % patch or STRIDE % patch)):
-            raise ValueError(f"window must be 0 or, as {STRIDE} must, a multiple of the patch, {patch}, not {window!r}")
-        check_switches(iterate=iterate, background=background, normalise=normalise)
+        if window < 0 or (window and (window % patch or STRIDE % patch)):
+            raise ValueError(f"window must be 0 or, as {STRIDE} must, a multiple of the patch, {patch}, not {window}")
+        self.blocks = range(depth - 1)
         self.attention, self.select, self.iterate, self.window = attention, select, iterate, window
         self.background, self.normalise = background, normalise
-        self.attention_threshold, self.score_threshold = float(attention_threshold), float(score_threshold)
-        if refine is not None and not callable(refine):
-            refine = self._refinement(str(refine), refine_weights, combine)
-        self.refine = refine
+        self.attention_threshold, self.score_threshold = attention_threshold, score_threshold
+        self.refine: Refine | None = (
+            refine if callable(refine) or refine is None else self._refinement(refine, refine_weights, combine)
+        )
 
-    def prepare(self, text: Tensor, query_class: tuple[int, ...], temperature: float) -> Tensor:
-        """The text [Q+1, dim] that `scores` takes: rows of length `temperature`, last the mean of all classes.
+    def prepare(self, text: Tensor, query_class: tuple[int, ...], logit_scale: float) -> Tensor:
+        """The text [Q+1, dim] that `scores` takes: rows of length `logit_scale`, last the mean of all classes.
 
         That mean takes the probability of what could be any class.
         """
         foreground = [row for row, index in enumerate(query_class) if index > 0 or not self.background]
         if not foreground:
             raise UserError("CLIPer with background=True takes class 0 for background words; name a class after it")
-        return temperature * torch.cat([text, F.normalize(text[foreground].mean(dim=0, keepdim=True), dim=-1)])
+        return logit_scale * torch.cat([text, F.normalize(text[foreground].mean(dim=0, keepdim=True), dim=-1)])
 
     def decoder(
-        self, query_class: tuple[int, ...], temperature: float, threshold: float, area_threshold: float
+        self, query_class: tuple[int, ...], logit_scale: float, threshold: float, area_threshold: float
     ) -> "ImageLevelDecoder":
         if area_threshold:
             raise UserError("CLIPer decides which classes are in an image by their scores; set area_threshold to 0")
         return ImageLevelDecoder(query_class, threshold, self.score_threshold, self.normalise, self.background)
 
-    def features(self, images: Tensor) -> Tensor:
-        grid = self.backbone.grid(images)
-        return torch.stack([self.layers(image)[0][-1, 1:].unflatten(0, grid) for image in images])
+    def features(self, trunk: Trunk) -> Tensor:
+        features, _ = self.layers(trunk.repositioned(POSITION))
+        return features[-1, :, trunk.prefix :].unflatten(1, trunk.grid)  # [B, h, w, dim]
 
-    def scores(self, images: Tensor, text: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] and prepared text [Q+1, dim] to maps [B, Q, h, w], float32.
+    def scores(self, trunk: Trunk, text: Tensor) -> Tensor:
+        """Maps [B, Q, h, w], float32, for prepared text [Q+1, dim]; with `refine`, on its grid.
 
         A map's largest value is its query's score for the whole image.
         """
-        return torch.stack([self.maps(image, text) for image in images])
-
-    def maps(self, image: Tensor, text: Tensor) -> Tensor:
-        """One image [3, H, W] and prepared text [Q+1, dim] to maps [Q, h, w]; with `refine`, on its grid."""
-        features, attention = self.layers(image)
-        probabilities = layer_scores(features, text).softmax(dim=1)  # [L, Q+1, N]
+        trunk = trunk.repositioned(POSITION)
+        features, attention = self.layers(trunk)
+        probabilities = layer_scores(features[:, :, trunk.prefix :], text).softmax(dim=2)  # [L, B, Q+1, N]
         if self.window:
-            probabilities = (probabilities + self.window_scores(image, text).softmax(dim=1)) / 2
+            scores = torch.stack([self.window_scores(image, text) for image in trunk.images], dim=1)
+            probabilities = (probabilities + scores.softmax(dim=2)) / 2
         selected = probabilities[self.select]
-        selected[selected < self.attention_threshold * selected.amax(dim=1, keepdim=True)] = 0
-        coarse = selected @ attention + probabilities.mean(dim=0)
-        coarse = coarse[:-1].unflatten(1, self.backbone.grid(image[None]))  # [Q, h, w]
+        selected.masked_fill_(selected < self.attention_threshold * selected.amax(dim=2, keepdim=True), 0)
+        coarse = selected @ attention + probabilities.mean(dim=0)  # [B, Q+1, N]
+        coarse = coarse[:, :-1].unflatten(2, trunk.grid)  # [B, Q, h, w]
         if self.refine is None:
             return coarse
+        return torch.stack([self.refined(image, maps) for image, maps in zip(trunk.images, coarse)])
+
+    def refined(self, image: Tensor, coarse: Tensor) -> Tensor:
+        """Maps [Q, h, w] of an image [3, H, W] refined, their largest values halfway back to what they were."""
+        assert self.refine is not None
         refined = self.refine(image, coarse)
         largest = refined.amax(dim=(1, 2), keepdim=True)
         level = (largest + coarse.amax(dim=(1, 2), keepdim=True)) / 2
@@ -134,7 +142,7 @@ class CLIPer(Method):
         the scores are carried along the attention, as the maps of the whole image will be.
         """
         patch, grid = self.backbone.patch_size, self.backbone.grid(image[None])
-        plan = windows.plan(*image.shape[1:], self.window, min(STRIDE, self.window), patch)
+        plan = windows.plan(image.shape[1], image.shape[2], self.window, min(STRIDE, self.window), patch)
         h, w = (side // patch for side in plan.window_shape)
         corners = [(y // patch, x // patch) for y in plan.rows.starts for x in plan.columns.starts]
         scores = text.new_zeros(len(self.backbone.blocks), len(text), *grid, dtype=torch.float32)
@@ -142,8 +150,9 @@ class CLIPer(Method):
         count, pairs = torch.zeros_like(scores[0, 0]), torch.zeros_like(attention)
         for (y, x), window in zip(corners, windows.cut(image, plan)):
             rows, columns = slice(y, y + h), slice(x, x + w)
-            features, weights = self.layers(window)
-            scores[:, :, rows, columns] += layer_scores(features, text).unflatten(2, (h, w))
+            trunk = self.backbone.trunk(window[None]).repositioned(POSITION)
+            features, weights = self.layers(trunk)
+            scores[:, :, rows, columns] += layer_scores(features[:, 0, trunk.prefix :], text).unflatten(2, (h, w))
             attention[rows, columns, rows, columns] += weights.reshape(h, w, h, w)
             count[rows, columns] += 1
             pairs[rows, columns, rows, columns] += 1
@@ -151,42 +160,65 @@ class CLIPer(Method):
         attention = attention / attention.sum(dim=1, keepdim=True).clamp(min=1e-12)
         return (scores / count).flatten(2) @ attention
 
-    def layers(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Every layer's features [L, 1+N, dim], and the patches' attention [N, N] of the last, for an image [3, H, W].
+    def layers(self, trunk: Trunk) -> tuple[Tensor, Tensor]:
+        """Every layer's features [L, B, P+N, dim], and the patches' attention [B, N, N] of the last.
 
         The attention is the mean of its heads.
         """
-        *earlier, last = self.backbone.blocks
-        tokens = self.backbone.embed(image[None], position="bilinear")  # [1, 1+N, D]
-        entering, total = [], 0
-        for block in earlier:
-            q, k, v = split_heads(block, tokens)
-            weights = softmax_attention(q, k)  # [1, heads, 1+N, 1+N]
-            entering.append(block.ln_1(tokens))
-            total = total + weights
-            tokens = feed_forward(block, tokens + merge_heads(block, weights.to(v) @ v))
-        features = []
-        for index, x in enumerate([*entering, tokens]):
-            q, k, v = split_heads(last, x)
-            if self.attention == "fused":
-                total = balance(total) if self.iterate or index == 0 else total
+        fused = self.attention == "fused"
+        entering: list[Tensor] = []
+        total = torch.zeros((), device=self.backbone.device)
+        for index in self.blocks:  # in their order, so that the trunk mixes by the same attention
+            entering.append(self.backbone.blocks[index].norm(trunk.tokens(index)))
+            if fused:
+                total = total + trunk.attention(index)  # [B, heads, P+N, P+N]
+        last = self.backbone.blocks[-1]
+        features: list[Tensor] = []
+        for x in [*entering, trunk.tokens()]:
+            q, k, v = last.qkv(x)
+            if fused:
+                if self.iterate or not features:
+                    total = balance(total)
                 weights = fuse(total)
             elif self.attention == "identity":
                 weights = torch.eye(q.shape[2], device=q.device).expand(*q.shape[:2], -1, -1)
             else:
                 named = {"q": q, "k": k, "v": v}
                 weights = softmax_attention(*(named[letter] for letter in self.attention))
-            features.append(self.backbone.project(merge_heads(last, weights.to(v) @ v))[0])
-        return torch.stack(features), weights.mean(dim=1)[0, 1:, 1:]
+            features.append(self.backbone.project(last.attention_output(weights.to(v) @ v)))
+        return torch.stack(features), weights.mean(dim=1)[:, trunk.prefix :, trunk.prefix :]
 
-    def _refinement(self, name: str, weights: str | None, combine: str | int) -> Callable[[Tensor, Tensor], Tensor]:
-        backbone = self.backbone
+    def _refinement(self, name: str, weights: str | None, combine: str | int) -> Refine:
         if name in MODELS or "/" in name:
-            diffusion = DiffusionAttention(name, combine, device=backbone.device, dtype=backbone.dtype)
-            mean, std = (torch.tensor(s, device=backbone.device)[:, None, None] for s in (backbone.mean, backbone.std))
-            return lambda image, maps: diffusion(image * std + mean, maps, self.attention_threshold)
-        proxy = ProxyCLIP(backbone, name, weights)
-        return lambda image, maps: carry(proxy.external(image[None])[0], maps, proxy)
+            return ByDiffusion(self.backbone, name, combine, self.attention_threshold)
+        return ByVisionModel(ProxyCLIP(self.backbone, name, weights))
+
+
+class ByDiffusion:
+    """Maps [Q, h, w] carried along the self-attention of Stable Diffusion for an image [3, H, W], normalised."""
+
+    def __init__(self, backbone: Backbone, model: str, combine: str | int, threshold: float):
+        self.diffusion = DiffusionAttention(model, combine, device=backbone.device, dtype=backbone.dtype)
+        self.mean, self.std = (
+            torch.tensor(s, device=backbone.device)[:, None, None] for s in (backbone.mean, backbone.std)
+        )
+        self.threshold = threshold
+
+    def __call__(self, image: Tensor, maps: Tensor) -> Tensor:
+        return self.diffusion(image * self.std + self.mean, maps, self.threshold)
+
+
+class ByVisionModel:
+    """Maps [Q, h, w] averaged by the similarity of a vision model's features as ProxyCLIP's: [Q, h', w']."""
+
+    def __init__(self, proxy: ProxyCLIP):
+        self.proxy = proxy
+
+    def __call__(self, image: Tensor, maps: Tensor) -> Tensor:
+        features = self.proxy.external(image[None])[0]  # [D', h', w']
+        grid = (features.shape[1], features.shape[2])
+        resized = F.interpolate(maps[None], size=grid, mode="bilinear")[0].flatten(1)  # [Q, N]
+        return (resized @ self.proxy.attention(features).T).unflatten(1, grid)
 
 
 def softmax_attention(q: Tensor, k: Tensor) -> Tensor:
@@ -208,16 +240,8 @@ def fuse(attention: Tensor) -> Tensor:
 
 
 def layer_scores(features: Tensor, text: Tensor) -> Tensor:
-    """Features [L, 1+N, dim] and text [Q, dim] of any length to scores [L, Q, N], float32."""
-    features = F.normalize(features[:, 1:].float(), dim=-1)
-    return (features @ text.float().T).transpose(1, 2)
-
-
-def carry(features: Tensor, maps: Tensor, proxy: ProxyCLIP) -> Tensor:
-    """Maps [Q, h, w] averaged by the similarity of external features [D', h', w'] as ProxyCLIP's: [Q, h', w']."""
-    grid = features.shape[1:]
-    resized = F.interpolate(maps[None], size=grid, mode="bilinear")[0].flatten(1)  # [Q, N]
-    return (resized @ proxy.attention(features).T).unflatten(1, grid)
+    """Patch features [..., N, dim] and text [Q, dim] of any length to scores [..., Q, N], float32."""
+    return (F.normalize(features.float(), dim=-1) @ text.float().T).transpose(-1, -2)
 
 
 @dataclass(frozen=True)
@@ -241,36 +265,36 @@ class ImageLevelDecoder:
     def num_classes(self) -> int:
         return max(self.query_class) + 1
 
-    def labels(self, scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Tiled maps [Q, a, b] and operators [H, a], [W, b] to labels [H, W], uint8 up to 255 classes, else int32."""
+    def labels(self, maps: Maps) -> Tensor:
+        """Maps [Q, H, W] to labels [H, W], uint8 up to 255 classes, else int32."""
         many = self.num_classes > 255
         nothing = 0 if self.background else 65535 if many else 255
         dtype = torch.int32 if many else torch.uint8
-        labels = torch.full((len(rows), len(columns)), nothing, dtype=dtype, device=scores.device)
-        best = torch.zeros(labels.shape, device=scores.device)
-        for index, values in self._values(scores, rows, columns):
+        labels = torch.full(maps.shape, nothing, dtype=dtype, device=maps.scores.device)
+        best = torch.zeros(maps.shape, device=maps.scores.device)
+        for index, values in self._values(maps):
             better = values > best  # the first of equals stays
             labels[better] = index
             best = torch.where(better, values, best)
         return labels
 
-    def probabilities(self, scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def probabilities(self, maps: Maps) -> Tensor:
         """Values [C, H, W] as they compete for a pixel, float32; the background's is `threshold`."""
-        out = torch.zeros(self.num_classes, len(rows), len(columns), device=scores.device)
+        out = torch.zeros(self.num_classes, *maps.shape, device=maps.scores.device)
         if self.background:
             out[0] = self.threshold
-        for index, values in self._values(scores, rows, columns):
+        for index, values in self._values(maps):
             out[index] = values
         return out
 
-    def _values(self, scores: Tensor, rows: Tensor, columns: Tensor):
+    def _values(self, maps: Maps) -> Iterator[tuple[int, Tensor]]:
         """Each class in the image with its values [H, W]."""
-        query_class = torch.tensor(self.query_class, device=scores.device)
+        query_class = torch.tensor(self.query_class, device=maps.scores.device)
         for index in range(int(self.background), self.num_classes):
-            tiled = scores[query_class == index].float().amax(dim=0)
+            tiled = maps.scores[query_class == index].float().amax(dim=0)
             score = tiled.max()
             if score > self.score_threshold:
-                values = rows @ tiled @ columns.T
+                values = maps.rows @ tiled @ maps.columns.T
                 if self.normalise:
                     values = values - values.min()
                 values = values * (score / values.max().clamp(min=1e-12))
@@ -281,6 +305,4 @@ register(
     "CLIPer", CLIPer,
     "attention of all earlier layers, balanced, applied to every layer's tokens; optional refinement by diffusion",
     "Sun et al., ICCV 2025",
-    attention="fused", select=-1, attention_threshold=0.1, iterate=True, window=0, background=False,
-    score_threshold=0.0, normalise=False, refine=None, refine_weights=None, combine="product",
 )  # fmt: skip

@@ -12,12 +12,16 @@ is the plainest reading of that, with every choice a parameter:
     out = Wo · (A + λ C) · ((1 − α) V(x) + α · mean over deep layers l of V(xₗ)),    V(x) = Wv · LN(x) of the last block
 """
 
+import functools
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip.attention import Attention, mix, similarity_attention
-from clearclip.backbone import Backbone, merge_heads, split_heads
+from clearclip.backbones import Backbone
 from clearclip.methods import Method, register
+from clearclip.trunk import Trunk
 
 
 class CLIPSeg(Method):
@@ -55,32 +59,28 @@ class CLIPSeg(Method):
         deep: float = 0.67,
     ):
         super().__init__(backbone)
-        self.attention = Attention.parse(str(attention))
-        self.coherence, self.sharpness, self.integration = float(coherence), float(sharpness), float(integration)
-        if not 0 <= self.integration <= 1:
-            raise ValueError(f"integration must be between 0 and 1, not {integration!r}")
+        self.attention = Attention.parse(attention)
+        self.coherence, self.sharpness, self.integration = coherence, sharpness, integration
+        if not 0 <= integration <= 1:
+            raise ValueError(f"integration must be between 0 and 1, not {integration}")
         depth = len(backbone.blocks)
         self.middle = layer("middle", middle, depth)
         self.deep = range(layer("deep", deep, depth), depth - 1)
+        self.blocks = sorted({self.middle, *self.deep})
 
-    def features(self, images: Tensor) -> Tensor:
-        *earlier, block = self.backbone.blocks
-        grid = self.backbone.grid(images)
-        tokens = self.backbone.embed(images)  # [B, 1+N, D]
-        entering = {}
-        for index, previous in enumerate(earlier):
-            if index == self.middle or index in self.deep:
-                entering[index] = tokens
-            tokens = self.backbone.run_block(previous, tokens)
-        q, k, v = split_heads(block, tokens)
-        if self.integration:
-            deep = sum(split_heads(block, entering[index])[2] for index in self.deep) / len(self.deep)
-            v = (1 - self.integration) * v + self.integration * deep
-        mixed = mix(self.attention, q, k, v, grid)[:, :, 1:]  # [B, heads, N, d]
+    def features(self, trunk: Trunk) -> Tensor:
+        block = self.backbone.blocks[-1]
+        middle = trunk.patches(self.middle)  # [B, N, D]; asked for in the order of the blocks
+        deep = [trunk.tokens(index) for index in self.deep] if self.integration else []
+        q, k, v = trunk.qkv()
+        if deep:
+            integrated = functools.reduce(torch.add, (block.qkv(tokens)[2] for tokens in deep)) / len(deep)
+            v = (1 - self.integration) * v + self.integration * integrated
+        mixed = mix(self.attention, q, k, v, trunk)[:, :, trunk.prefix :]  # [B, heads, N, d]
         if self.coherence:
-            weights = self.coherent_attention(entering[self.middle][:, 1:])
-            mixed = mixed + self.coherence * (weights.to(v).unsqueeze(1) @ v[:, :, 1:])
-        return self.backbone.project(merge_heads(block, mixed)).unflatten(1, grid)  # [B, h, w, dim]
+            weights = self.coherent_attention(middle)
+            mixed = mixed + self.coherence * (weights.to(v).unsqueeze(1) @ v[:, :, trunk.prefix :])
+        return trunk.project(block.attention_output(mixed))  # [B, h, w, dim]
 
     def coherent_attention(self, patches: Tensor) -> Tensor:
         """C [B, N, N], float32, rows summing to 1, from a middle layer's patch tokens [B, N, D]."""
@@ -99,5 +99,4 @@ register(
     "CLIPSeg", CLIPSeg,
     "reconstruction, unverified: coherence of a middle layer added to the attention, deep layers to the values",
     "Liu et al., AAAI 2025",
-    attention="qq", coherence=0.5, middle=0.6, sharpness=3.0, integration=0.3, deep=0.67,
 )  # fmt: skip

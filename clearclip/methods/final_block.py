@@ -1,4 +1,4 @@
-"""CLIP, MaskCLIP, SCLIP, NACLIP, ClearCLIP, and every ablation between them.
+"""CLIP, MaskCLIP, SCLIP, NACLIP, ClearCLIP (arXiv 2407.12442), and every ablation between them.
 
 All five read dense features from the last block, and differ in three choices: which tokens its attention mixes,
 how much of the residual stream is kept, and whether its feed-forward network runs. The blocks before it are
@@ -9,37 +9,36 @@ attention output, and keeps only Wo · softmax(q qᵀ / √d) · v.
 from torch import Tensor
 
 from clearclip.attention import Attention, mix
-from clearclip.backbone import Backbone, feed_forward, merge_heads, split_heads
-from clearclip.methods import Method, check_switches, register
+from clearclip.backbones import Backbone
+from clearclip.methods import Method, register
+from clearclip.trunk import Trunk
 
 
 class FinalBlock(Method):
     """Patch features of a re-wired last block.
 
-    `attention` is written as `clearclip.attention.Attention` reads it; `residual` weighs the residual stream
-    (1 in CLIP, 0 in ClearCLIP) that is added to the attention output; `feed_forward` keeps the block's second
-    half, its own skip connection included.
+    Args:
+        attention: which tokens it mixes, as `clearclip.attention.Attention` reads it.
+        residual: weight of the residual stream that is added to the attention output: 1 in CLIP, 0 in ClearCLIP.
+        feed_forward: whether the block's second half runs, its own skip connection included.
     """
 
     def __init__(self, backbone: Backbone, attention: str = "qq", residual: float = 0.0, feed_forward: bool = False):
         super().__init__(backbone)
-        self.attention = Attention.parse(str(attention))
-        self.residual = float(residual)
-        check_switches(feed_forward=feed_forward)
-        self.feed_forward = bool(feed_forward)
+        self.attention = Attention.parse(attention)
+        self.residual, self.feed_forward = residual, feed_forward
 
-    def features(self, images: Tensor) -> Tensor:
-        grid = self.backbone.grid(images)
-        tokens = self.rewire(self.backbone.blocks[-1], self.backbone.trunk(images), grid)  # [B, 1+N, D]
-        return self.backbone.project(tokens[:, 1:]).unflatten(1, grid)  # [B, h, w, dim]
+    def features(self, trunk: Trunk) -> Tensor:
+        mixed = mix(self.attention, *trunk.qkv(), trunk)  # [B, heads, P+N, d]
+        return trunk.project(self.output(mixed, trunk)[:, trunk.prefix :])  # [B, h, w, dim]
 
-    def rewire(self, block, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The last block's output [B, 1+N, D] under this method's three choices."""
-        mixed = merge_heads(block, mix(self.attention, *split_heads(block, tokens), grid))
-        out = mixed + self.residual * tokens if self.residual else mixed
-        if self.feed_forward:
-            out = feed_forward(block, out)
-        return out
+    def output(self, mixed: Tensor, trunk: Trunk) -> Tensor:
+        """The block's output [B, P+N, D] for mixed values [B, heads, P+N, d]."""
+        block = self.backbone.blocks[-1]
+        out = block.attention_output(mixed)
+        if self.residual:
+            out = out + self.residual * trunk.tokens()
+        return out + block.mlp(out) if self.feed_forward else out
 
 
 register(
@@ -52,7 +51,7 @@ register(
     "MaskCLIP", FinalBlock,
     "values only: every patch attends to itself, no residual, no feed-forward",
     "Zhou et al., ECCV 2022",
-    attention="identity", residual=0.0, feed_forward=False,
+    attention="identity",
 )  # fmt: skip
 register(
     "SCLIP", FinalBlock,
@@ -64,11 +63,6 @@ register(
     "NACLIP", FinalBlock,
     "key-key attention with a Gaussian neighbourhood, no residual, no feed-forward",
     "Hajimiri et al., WACV 2025",
-    attention="kk+gaussian5", residual=0.0, feed_forward=False,
+    attention="kk+gaussian5",
 )  # fmt: skip
-register(
-    "ClearCLIP", FinalBlock,
-    "query-query attention, no residual, no feed-forward",
-    "Lan et al., ECCV 2024",
-    attention="qq", residual=0.0, feed_forward=False,
-)  # fmt: skip
+register("ClearCLIP", FinalBlock, "query-query attention, no residual, no feed-forward", "Lan et al., ECCV 2024")

@@ -1,4 +1,4 @@
-"""GEM (Bousselham et al., CVPR 2024): self-self attention on a second path beside the last blocks.
+"""GEM (Bousselham et al., CVPR 2024, arXiv 2312.00878): self-self attention on a second path beside the last blocks.
 
 The image's tokens run through the network as trained. In each of the last blocks their queries, keys and values
 also group among themselves, and what that gives is added to a second path, which has no feed-forward network.
@@ -8,46 +8,47 @@ The second path is read out.
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearclip.backbone import Backbone, merge_heads, split_heads
-from clearclip.methods import Method, check_switches, register
+from clearclip.backbones import Backbone
+from clearclip.methods import Method, register
+from clearclip.trunk import Trunk
 
 
 class GEM(Method):
-    """Patch features of GEM's second path through the last `depth` blocks.
+    """Patch features of GEM's second path.
 
-    `cumulative` starts that path from the tokens that enter them and sums what every block adds; without it only
-    the last block's contribution is kept, as ClearCLIP does. `iterations` is the number of times queries, keys
-    and values are averaged over their own attention before it is applied to the values.
+    Args:
+        depth: the last blocks that it goes through.
+        iterations: how often queries, keys and values are averaged over their own attention before it is applied to
+            the values.
+        cumulative: start the path from the tokens that enter those blocks and sum what every block adds; without it
+            only the last block's contribution is kept, as ClearCLIP does.
     """
 
     def __init__(self, backbone: Backbone, depth: int = 6, iterations: int = 1, cumulative: bool = True):
         super().__init__(backbone)
-        if not (isinstance(depth, int) and depth > 0 and isinstance(iterations, int) and iterations >= 0):
-            raise ValueError(f"depth {depth!r} must be a whole number from 1 on, iterations {iterations!r} from 0 on")
-        check_switches(cumulative=cumulative)
-        self.depth = depth if cumulative else 1
-        self.iterations = iterations
-        self.cumulative = bool(cumulative)
+        if depth < 1 or iterations < 0:
+            raise ValueError(f"depth {depth} must be 1 or more, iterations {iterations} 0 or more")
+        self.iterations, self.cumulative = iterations, cumulative
+        first = max(0, len(backbone.blocks) - depth) if cumulative else len(backbone.blocks) - 1
+        self.path = self.blocks = range(first, len(backbone.blocks))
 
-    def features(self, images: Tensor) -> Tensor:
-        blocks = self.backbone.blocks
-        tokens = self.backbone.embed(images, position="antialias")  # [B, 1+N, D]
-        for block in blocks[: -self.depth]:
-            tokens = self.backbone.run_block(block, tokens)
-        path = tokens if self.cumulative else 0
-        for block in blocks[-self.depth :]:
-            path = path + self.contribution(block, tokens)
-            if block is not blocks[-1]:
-                tokens = self.backbone.run_block(block, tokens)
-        return self.backbone.project(path[:, 1:]).unflatten(1, self.backbone.grid(images))  # [B, h, w, dim]
+    def features(self, trunk: Trunk) -> Tensor:
+        trunk = trunk.repositioned("antialias")
+        first, *rest = self.path
+        path = self.contribution(trunk, first)
+        if self.cumulative:
+            path = trunk.tokens(first) + path
+        for index in rest:
+            path = path + self.contribution(trunk, index)
+        return trunk.project(path[:, trunk.prefix :])  # [B, h, w, dim]
 
-    def contribution(self, block, tokens: Tensor) -> Tensor:
-        """What a block adds to the second path, [B, 1+N, D], from the tokens [B, 1+N, D] that enter the block."""
-        q, k, v = split_heads(block, tokens)  # [B, heads, 1+N, d]
-        # The temperature follows the image: the mean length of its tokens, over √d.
-        sharpness = block.ln_1(tokens).norm(dim=-1).mean(dim=-1)[:, None, None, None] * q.shape[-1] ** -0.5
-        mixed = sum(self_self(x, v, sharpness, self.iterations) for x in (q, k, v)) / 3
-        return merge_heads(block, mixed)
+    def contribution(self, trunk: Trunk, index: int) -> Tensor:
+        """What a block adds to the second path, [B, P+N, D]."""
+        block, (q, k, v) = self.backbone.blocks[index], trunk.qkv(index)  # [B, heads, P+N, d]
+        # The sharpness follows the image: the mean length of its tokens, over √d.
+        sharpness = block.norm(trunk.tokens(index)).norm(dim=-1).mean(dim=-1)[:, None, None, None] * q.shape[-1] ** -0.5
+        mixed = [self_self(x, v, sharpness, self.iterations) for x in (q, k, v)]
+        return block.attention_output((mixed[0] + mixed[1] + mixed[2]) / 3)
 
 
 def self_self(x: Tensor, v: Tensor, sharpness: Tensor, iterations: int) -> Tensor:
@@ -66,5 +67,4 @@ register(
     "GEM", GEM,
     "ensemble of query, key and value self-self attention, summed along the last six blocks",
     "Bousselham et al., CVPR 2024",
-    depth=6, iterations=1, cumulative=True,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""ProxyCLIP (Lan et al., ECCV 2024): a vision model says which patches belong together, CLIP says what they are.
+"""ProxyCLIP (Lan et al., ECCV 2024, arXiv 2408.04883): a vision model says which patches belong together.
 
 The last block's values are averaged not by CLIP's own attention but by the similarity of another model's patch
 features, on that model's grid, which may be finer; there is no residual and no feed-forward network.
@@ -11,17 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip.attention import similarity_attention
-from clearclip.backbone import Backbone, merge_heads, split_heads
-from clearclip.features import load_vision_model
+from clearclip.backbones import Backbone
 from clearclip.methods import Method, register
+from clearclip.trunk import Trunk
+from clearclip.vision import VisionModel, load_vision_model
 
 
 class ProxyCLIP(Method):
     """CLIP's last values [B, N, D], averaged by the similarity of external features, on those features' grid.
 
-    `vfm` names the vision model, as `clearclip.features.load_vision_model` reads it together with `vfm_weights`,
-    or is a function from images in CLIP's normalisation [B, 3, H, W] to features [B, D', h', w']. `beta` and
-    `gamma` shift and sharpen the similarity.
+    Args:
+        vfm: the vision model, as `clearclip.vision.load_vision_model` reads it together with `vfm_weights`, or a
+            function from images in CLIP's normalisation [B, 3, H, W] to features [B, D', h', w'].
+        vfm_weights: its file.
+        beta, gamma: shift and sharpness of the similarity.
     """
 
     def __init__(
@@ -33,19 +36,19 @@ class ProxyCLIP(Method):
         gamma: float = 3.0,
     ):
         super().__init__(backbone)
-        self.beta, self.gamma = float(beta), float(gamma)
-        self.external = vfm if callable(vfm) else self._load(vfm, vfm_weights)
+        self.beta, self.gamma = beta, gamma
+        self.external = vfm if callable(vfm) else Eyes(backbone, vfm, vfm_weights)
 
-    def features(self, images: Tensor) -> Tensor:
-        block = self.backbone.blocks[-1]
-        external = self.external(images)  # [B, D', h', w']
-        grid = tuple(external.shape[2:])
-        _, _, v = split_heads(block, self.backbone.trunk(images))
-        v = v[:, :, 1:].transpose(2, 3).flatten(1, 2).unflatten(2, self.backbone.grid(images))  # [B, D, h, w]
+    def features(self, trunk: Trunk) -> Tensor:
+        external = trunk.vision(self.external)  # [B, D', h', w']
+        grid = (external.shape[2], external.shape[3])
+        _, _, v = trunk.qkv()
+        v = v[:, :, trunk.prefix :].transpose(2, 3).flatten(1, 2).unflatten(2, trunk.grid)  # [B, D, h, w]
         v = F.interpolate(v, size=grid, mode="bilinear").flatten(2).transpose(1, 2)  # [B, h'·w', D]
         # One window at a time: the similarity of a fine grid with itself is large.
         mixed = torch.stack([self.attention(f).to(v) @ values for f, values in zip(external, v)])
-        return self.backbone.project(merge_heads(block, mixed.unsqueeze(1))).unflatten(1, grid)
+        output = self.backbone.blocks[-1].attention_output(mixed.unsqueeze(1))
+        return self.backbone.project(output).unflatten(1, grid)  # [B, h', w', dim]
 
     def attention(self, features: Tensor) -> Tensor:
         """One window's external features [D', h', w'] to weights [N, N] of its N = h'·w' patches, float32.
@@ -55,19 +58,23 @@ class ProxyCLIP(Method):
         f = F.normalize(features.float().flatten(1), dim=0)  # [D', N]
         return similarity_attention(f.T @ f, self.beta, self.gamma)
 
-    def _load(self, name: str, weights: str | None) -> Callable[[Tensor], Tensor]:
-        backbone = self.backbone
-        model = load_vision_model(name, weights, backbone.device, backbone.dtype)
-        mean, std, other_mean, other_std = (
+
+class Eyes:
+    """A vision model for images [B, 3, H, W] in a backbone's normalisation: features [B, D', h', w']."""
+
+    def __init__(self, backbone: Backbone, name: str, weights: str | None = None):
+        self.model: VisionModel = load_vision_model(name, weights, backbone.device, backbone.dtype)
+        self.mean, self.std, self.own_mean, self.own_std = (
             torch.tensor(statistic, device=backbone.device)[:, None, None]
-            for statistic in (backbone.mean, backbone.std, model.mean, model.std)
+            for statistic in (backbone.mean, backbone.std, self.model.mean, self.model.std)
         )
-        return lambda images: model((images.to(backbone.device) * std + mean - other_mean) / other_std)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.model((images.to(self.mean.device) * self.std + self.mean - self.own_mean) / self.own_std)
 
 
 register(
     "ProxyCLIP", ProxyCLIP,
     "values averaged by the similarity of a vision model's features (DINO), on that model's grid",
     "Lan et al., ECCV 2024",
-    vfm="dino_vitb8", vfm_weights=None, beta=1.2, gamma=3.0,
 )  # fmt: skip

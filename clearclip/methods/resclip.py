@@ -1,4 +1,4 @@
-"""ResCLIP (Yang et al., CVPR 2025): residual attention for a re-wired last block, in two parts.
+"""ResCLIP (Yang et al., CVPR 2025, arXiv 2411.15851): residual attention for a re-wired last block, in two parts.
 
 Residual cross-correlation self-attention (RCS) mixes the last block's attention with the query-key attention of
 middle blocks, which is local where the last block's is not:
@@ -22,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearclip.attention import gaussian_neighbourhood, mix_terms
-from clearclip.backbone import Backbone, feed_forward, merge_heads, split_heads
-from clearclip.methods import Method, check_switches, create_method, register
+from clearclip.attention import logit_bias, mix_terms
+from clearclip.backbones import Backbone
+from clearclip.methods import Method, create_method, register, similarity
 from clearclip.methods.final_block import FinalBlock
+from clearclip.trunk import Trunk
 
 STD = 5.0  # of the decay with distance, in patches: that of NACLIP's Gaussian
 
@@ -51,84 +52,73 @@ class ResCLIP(Method):
         sfr_lambda: float = 0.65,
     ):
         super().__init__(backbone)
-        self.base = create_method(str(base), backbone)
-        if not isinstance(self.base, FinalBlock):
+        chosen = create_method(base, backbone)
+        if not isinstance(chosen, FinalBlock):
             raise ValueError(f"base {base!r} must be CLIP, MaskCLIP, SCLIP, NACLIP or ClearCLIP")
-        check_switches(rcs=rcs, sfr=sfr)
+        self.base = chosen
         for name, share in (("rcs_lambda", rcs_lambda), ("sfr_lambda", sfr_lambda)):
             if not 0 <= share <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, not {share!r}")
-        self.rcs, self.rcs_tau, self.rcs_lambda = bool(rcs), float(rcs_tau), float(rcs_lambda)
-        self.sfr, self.sfr_tau, self.sfr_lambda = bool(sfr), float(sfr_tau), float(sfr_lambda)
+                raise ValueError(f"{name} must be between 0 and 1, not {share}")
+        self.rcs, self.rcs_tau, self.rcs_lambda = rcs, rcs_tau, rcs_lambda
+        self.sfr, self.sfr_tau, self.sfr_lambda = sfr, sfr_tau, sfr_lambda
         depth = len(backbone.blocks)
-        self.middle = range(round(depth * 5 / 12), round(depth * 9 / 12))
+        self.blocks = range(round(depth * 5 / 12), round(depth * 9 / 12)) if rcs else ()
 
-    def features(self, images: Tensor) -> Tensor:
-        return self.rewire(*self.trunk(images), self.backbone.grid(images))
+    def features(self, trunk: Trunk) -> Tensor:
+        return self.rewire(trunk, self.residual_values(trunk))
 
-    def scores(self, images: Tensor, text: Tensor) -> Tensor:
-        grid = self.backbone.grid(images)
-        tokens, middle = self.trunk(images)
-        scores = self.similarity(self.rewire(tokens, middle, grid), text)
+    def scores(self, trunk: Trunk, text: Tensor) -> Tensor:
+        residual = self.residual_values(trunk)
+        scores = similarity(self.rewire(trunk, residual), text)
         if self.sfr:
-            feedback = region_bias(scores.argmax(dim=1)).to(tokens)  # [B, 1+N, 1+N]
-            scores = self.similarity(self.rewire(tokens, middle, grid, feedback), text)
+            feedback = region_bias(scores.argmax(dim=1), self.decay(trunk), trunk.prefix)  # [B, P+N, P+N]
+            scores = similarity(self.rewire(trunk, residual, feedback.to(trunk.tokens())), text)
         return scores
 
-    def similarity(self, features: Tensor, text: Tensor) -> Tensor:
-        """Features [B, h, w, dim] and unit text [Q, dim] to cosine scores [B, Q, h, w], float32."""
-        return (F.normalize(features.float(), dim=-1) @ text.float().T).permute(0, 3, 1, 2)
+    def residual_values(self, trunk: Trunk) -> Tensor | None:
+        """The last block's values averaged by the attention of the middle blocks, [B, heads, P+N, d]."""
+        if not self.rcs:
+            return None
+        pairs = [trunk.qkv(index)[:2] for index in self.blocks]  # in the order of the blocks
+        _, _, v = trunk.qkv()
+        parts = [F.scaled_dot_product_attention(q, k, v) for q, k in pairs]
+        return functools.reduce(torch.add, parts) / len(parts)
 
-    def trunk(self, images: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The tokens [B, 1+N, D] that enter the last block; queries and keys of the middle blocks."""
-        tokens, middle = self.backbone.embed(images), []
-        for index, block in enumerate(self.backbone.blocks[:-1]):
-            q, k, v = split_heads(block, tokens)
-            if self.rcs and index in self.middle:
-                middle.append((q, k))
-            mixed = merge_heads(block, F.scaled_dot_product_attention(q, k, v))
-            tokens = feed_forward(block, tokens + mixed)
-        return tokens, middle
-
-    def rewire(self, tokens: Tensor, middle: list, grid: tuple[int, int], feedback: Tensor | None = None) -> Tensor:
-        """Tokens [B, 1+N, D] that enter the last block to patch features [B, h, w, dim]."""
-        block, base = self.backbone.blocks[-1], self.base
-        q, k, v = split_heads(block, tokens)
-        mixed = self.base_attention(q, k, v, grid, feedback)
-        if self.rcs:
-            residual = sum(F.scaled_dot_product_attention(q, k, v) for q, k in middle) / len(middle)
+    def rewire(self, trunk: Trunk, residual: Tensor | None, feedback: Tensor | None = None) -> Tensor:
+        """Patch features [B, h, w, dim] with the residual values and, in a second pass, the first one's feedback."""
+        mixed = self.base_attention(trunk, feedback)
+        if residual is not None:
             mixed = self.rcs_tau * ((1 - self.rcs_lambda) * mixed + self.rcs_lambda * residual)
-        out = merge_heads(block, mixed) + base.residual * tokens
-        if base.feed_forward:
-            out = feed_forward(block, out)
-        return self.backbone.project(out[:, 1:]).unflatten(1, grid)
+        return trunk.project(self.base.output(mixed, trunk)[:, trunk.prefix :])
 
-    def base_attention(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], feedback: Tensor | None) -> Tensor:
-        """Values [B, heads, 1+N, d] averaged by the base's attention, with feedback [B, 1+N, 1+N] in its logits."""
-        attention, scale, bias = self.base.attention, q.shape[-1] ** -0.5, None
-        if attention.gaussian is not None:
-            bias = gaussian_neighbourhood(grid, attention.gaussian, q.device, q.dtype)
+    def base_attention(self, trunk: Trunk, feedback: Tensor | None) -> Tensor:
+        """Values [B, heads, P+N, d] averaged by the base's attention, with feedback [B, P+N, P+N] in its logits."""
+        q, k, v = trunk.qkv()
+        attention, scale = self.base.attention, q.shape[-1] ** -0.5
+        bias = logit_bias(attention, trunk)
         if feedback is not None:
             own, other = self.sfr_tau * (1 - self.sfr_lambda), self.sfr_tau * self.sfr_lambda
             scale = own * scale
             bias = (other * feedback).unsqueeze(1) + (0 if bias is None else own * bias)
         return mix_terms(attention.terms, q, k, v, bias, scale)
 
+    def decay(self, trunk: Trunk) -> Tensor:
+        """`chebyshev_decay` of the trunk's grid, float32."""
+        return trunk.constant("chebyshev", lambda: chebyshev_decay(trunk.grid)).float()
 
-def region_bias(labels: Tensor) -> Tensor:
-    """F of SFR, [B, 1+h·w, 1+h·w], for labels [B, h, w]; the class token, first, has none."""
+
+def region_bias(labels: Tensor, decay: Tensor, prefix: int = 1) -> Tensor:
+    """F of SFR, [B, P+h·w, P+h·w], for labels [B, h, w]; the prefix tokens, first, have none."""
     region = regions(labels)
-    decay = chebyshev_decay(tuple(labels.shape[1:]), labels.device)
-    return F.pad(decay * (region.unsqueeze(2) == region.unsqueeze(1)), (1, 0, 1, 0))
+    return F.pad(decay * (region.unsqueeze(2) == region.unsqueeze(1)), (prefix, 0, prefix, 0))
 
 
-@functools.lru_cache(maxsize=16)
-def chebyshev_decay(grid: tuple[int, int], device: torch.device) -> Tensor:
+def chebyshev_decay(grid: tuple[int, int]) -> Tensor:
     """exp(−d² / 2σ²) [N, N] for the Chebyshev distance d of the patches of a grid."""
     rows, columns = torch.meshgrid(*map(torch.arange, grid), indexing="ij")
     y, x = rows.flatten().float(), columns.flatten().float()
     distance = torch.maximum((y[:, None] - y).abs(), (x[:, None] - x).abs())
-    return torch.exp(-distance.square() / (2 * STD**2)).to(device)
+    return torch.exp(-distance.square() / (2 * STD**2))
 
 
 def regions(labels: Tensor) -> Tensor:
@@ -156,5 +146,4 @@ register(
     "ResCLIP", ResCLIP,
     "attention of middle blocks mixed in (RCS) and a second pass favouring the first one's regions (SFR: unverified)",
     "Yang et al., CVPR 2025",
-    base="NACLIP", rcs=True, rcs_tau=2.0, rcs_lambda=0.5, sfr=True, sfr_tau=2.0, sfr_lambda=0.65,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""SC-CLIP (Bai et al., IEEE TIP 2025): self-calibration from the network's own features.
+"""SC-CLIP (Bai et al., IEEE TIP 2025, arXiv 2411.15869): self-calibration from the network's own features.
 
 A few tokens of the last layers are outliers that draw the attention of all others: they are found before the last
 block and replaced by their neighbours. The patches of a middle layer are spatially coherent: their similarity
@@ -6,32 +6,38 @@ averages the tokens that enter the last block and is half of that block's attent
 averages what comes out. The last block runs a second time on the sum of the layers between.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearclip.attention import Attention, mix, similarity_attention
-from clearclip.backbone import Backbone, merge_heads, split_heads
-from clearclip.methods import Method, check_switches, register
+from clearclip.attention import Attention, mix_terms, similarity_attention
+from clearclip.backbones import Backbone
+from clearclip.methods import Method, register
+from clearclip.trunk import Trunk
 
 NEIGHBOURS = 30  # of a patch, that its local outlier factor compares it with
 QUANTILE = 0.95  # patches of a larger factor are outliers
 SHARPNESS = 3.0  # of the attention that the middle layer's similarity makes
 
-# Blocks of the network: (middle, shallow, summed, weight of the class token). Other depths take B's in proportion.
+# Blocks whose outputs are read: (middle, shallow, summed, weight of the class token). Other depths: in proportion.
 LAYERS = {12: (8, 3, range(3, 10), 0.3), 24: (16, 6, range(8, 20), 0.1)}
 
 
 class SCCLIP(Method):
     """Patch features of a calibrated last block, without residual and feed-forward.
 
-    `attention` is the other half of the last block's attention, as `clearclip.attention.Attention` reads it, its
-    terms averaged: "qq" puts the calibration on ClearCLIP, "qq+kk" on SCLIP. It cannot have a Gaussian, for the
-    class token takes no part. `repair` replaces outliers; `threshold` is the cosine below which patches do not
-    average with one another; `second_pass` adds the sum of the layers between; `class_token` is the weight of
-    the class token that is added to every patch, by default that of the network's depth.
-
     Images of a batch do not meet; the published code takes one at a time.
+
+    Args:
+        attention: the other half of the last block's attention, as `clearclip.attention.Attention` reads it, its
+            terms averaged: "qq" puts the calibration on ClearCLIP, "qq+kk" on SCLIP. It cannot have a Gaussian, for
+            the class token takes no part.
+        repair: replace outliers.
+        threshold: the cosine below which patches do not average with one another.
+        second_pass: add the sum of the layers between.
+        class_token: weight of the class token that is added to every patch, by default that of the network's depth.
     """
 
     def __init__(
@@ -44,43 +50,41 @@ class SCCLIP(Method):
         class_token: float | None = None,
     ):
         super().__init__(backbone)
-        self.attention = Attention.parse(str(attention))
+        self.attention = Attention.parse(attention)
         if self.attention.gaussian is not None:
             raise ValueError(f"attention {attention} cannot have a Gaussian here")
-        check_switches(repair=repair, second_pass=second_pass)
-        if not float(threshold) < 1:
-            raise ValueError(f"threshold must be below 1, a patch's similarity with itself, not {threshold!r}")
-        self.repair, self.second_pass, self.threshold = bool(repair), bool(second_pass), float(threshold)
-        self.middle, self.shallow, self.summed, weight = calibration_layers(len(backbone.blocks))
-        self.class_token = weight if class_token is None else float(class_token)
+        if not threshold < 1:
+            raise ValueError(f"threshold must be below 1, a patch's similarity with itself, not {threshold}")
+        self.repair, self.second_pass, self.threshold = repair, second_pass, threshold
+        middle, shallow, summed, weight = calibration_layers(len(backbone.blocks))
+        # A block's output is what enters the next.
+        self.middle, self.shallow, self.summed = middle + 1, shallow + 1, [index + 1 for index in summed]
+        self.blocks = sorted({self.middle, self.shallow, *self.summed})
+        self.class_token = weight if class_token is None else class_token
 
-    def features(self, images: Tensor) -> Tensor:
-        *earlier, block = self.backbone.blocks
-        grid = self.backbone.grid(images)
-        tokens = self.backbone.embed(images)  # [B, 1+N, D]
-        outputs = []
-        for previous in earlier:
-            tokens = self.backbone.run_block(previous, tokens)
-            outputs.append(tokens)
-        patches, middle = tokens[:, 1:], outputs[self.middle][:, 1:]
+    def features(self, trunk: Trunk) -> Tensor:
+        shallow = trunk.patches(self.shallow)  # [B, N, D]
+        states = [trunk.tokens(index) for index in self.summed] if self.second_pass else []
+        middle, patches = trunk.patches(self.middle), trunk.patches()
         if self.repair:
             outliers = find_outliers(patches)  # [B, N]
-            patches, middle = replace_outliers(patches, outliers, grid), replace_outliers(middle, outliers, grid)
+            patches, middle = (replace_outliers(x, outliers, trunk.grid) for x in (patches, middle))
         similarity = cosine(middle)  # [B, N, N]
-        out = self.rewire(block, average_alike(patches, similarity, self.threshold), tokens[:, :1], similarity, grid)
-        if self.second_pass:
-            total = sum(outputs[index] for index in self.summed)
-            out = out + self.rewire(block, total[:, 1:], total[:, :1], similarity, grid)
-        out = average_alike(out, cosine(outputs[self.shallow][:, 1:]), self.threshold)
-        return self.backbone.project(out).unflatten(1, grid)  # [B, h, w, dim]
+        summary = trunk.summary(trunk.tokens())
+        out = self.rewire(average_alike(patches, similarity, self.threshold), summary, similarity)
+        if states:
+            total = functools.reduce(torch.add, states)
+            out = out + self.rewire(total[:, trunk.prefix :], trunk.summary(total), similarity)
+        return trunk.project(average_alike(out, cosine(shallow), self.threshold))  # [B, h, w, dim]
 
-    def rewire(self, block, patches: Tensor, class_token: Tensor, similarity: Tensor, grid: tuple[int, int]) -> Tensor:
+    def rewire(self, patches: Tensor, class_token: Tensor, similarity: Tensor) -> Tensor:
         """The last block's output [B, N, D] for patches [B, N, D], with the class token [B, 1, D] added to each."""
-        q, k, v = split_heads(block, patches)
+        block = self.backbone.blocks[-1]
+        q, k, v = block.qkv(patches)
         coherent = similarity_attention(similarity, gamma=SHARPNESS)
-        own = mix(self.attention, q, k, v, grid) / len(self.attention.terms)
+        own = mix_terms(self.attention.terms, q, k, v) / len(self.attention.terms)
         mixed = (coherent.to(v).unsqueeze(1) @ v + own) / 2  # [B, heads, N, d]
-        return merge_heads(block, mixed) + self.class_token * class_token
+        return block.attention_output(mixed) + self.class_token * class_token
 
 
 def calibration_layers(depth: int) -> tuple[int, int, range, float]:
@@ -147,5 +151,4 @@ register(
     "SC-CLIP", SCCLIP,
     "outlier tokens replaced; a middle layer's similarity averages tokens and joins key-key attention; two passes",
     "Bai et al., IEEE TIP 2025",
-    attention="kk", repair=True, threshold=0.4, second_pass=True, class_token=None,
 )  # fmt: skip

@@ -1,15 +1,27 @@
-"""What may follow the scores: refinements of dense maps by the image itself, for any method."""
+"""What may follow the scores: refinements of an image's maps, for any method, written after it as `METHOD+NAME`.
 
-from collections.abc import Callable
+A refinement is a file in this folder; nothing else lists it.
+"""
 
-from torch import Tensor
+from clearclip.backbones import Backbone
+from clearclip.registry import Registry
+from clearclip.text import Queries
+from clearclip.view import View
+from clearclip.windows import Maps
 
 
-def split_refinement(method: str) -> tuple[str, Callable[[Tensor, Tensor], Tensor] | None]:
-    """ "NACLIP+PAMR" to "NACLIP" and its refinement, a function of an image [3, H, W] and maps [C, H, W]; or None."""
-    name, plus, suffix = method.rpartition("+")
-    if not plus or suffix.lower() != "pamr":
-        return method, None
-    from clearclip.refine.pamr import pamr
+class Refinement:
+    """Refines the maps of one image after the other."""
 
-    return name, pamr
+    def __init__(self, backbone: Backbone):
+        self.backbone = backbone
+
+    def __call__(self, view: View, maps: Maps, queries: Queries) -> Maps:
+        """Maps of all queries [Q, H, W] at the size of the labels to maps of the same shape."""
+        raise NotImplementedError
+
+
+REFINEMENTS: Registry[Refinement] = Registry("refinement", __name__)
+register = REFINEMENTS.register
+
+__all__ = ["REFINEMENTS", "Refinement", "register"]

@@ -1,4 +1,4 @@
-"""PAMR (Araslanov & Roth, CVPR 2020): pixel-adaptive mask refinement.
+"""PAMR (Araslanov & Roth, CVPR 2020, arXiv 2005.08104): pixel-adaptive mask refinement.
 
 Every pixel takes the average of pixels around it, weighed by how like its own their colours are, several times
 over. Labels then follow the edges of the image.
@@ -10,10 +10,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clearclip.backbones import Backbone
+from clearclip.refine import Refinement, register
+from clearclip.text import Queries
+from clearclip.view import View
+from clearclip.windows import Maps
+
 CHUNK_BYTES = 4 << 20  # of maps at once
 CONTRAST = 0.1  # differences count in units of this share of the local standard deviation
 # The eight neighbours of a pixel, as rows and columns from it.
 NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+
+
+class PAMR(Refinement):
+    """PAMR at the size of the labels, which holds all scores at that size.
+
+    Args:
+        iterations: how often every pixel takes the mean of those around it.
+        dilations: how far, in pixels, these lie.
+    """
+
+    def __init__(self, backbone: Backbone, iterations: int = 10, dilations: tuple[int, ...] = (8, 16)):
+        super().__init__(backbone)
+        if iterations < 1 or not dilations or min(dilations) < 1:
+            raise ValueError(f"iterations {iterations} and dilations {dilations} must be 1 or more")
+        self.iterations, self.dilations = iterations, dilations
+
+    def __call__(self, view: View, maps: Maps, queries: Queries) -> Maps:
+        pixels = view.resized_pixels(maps.shape)  # [3, H, W]
+        return Maps.of(pamr(pixels, maps.full(), self.iterations, self.dilations))
 
 
 def pamr(image: Tensor, maps: Tensor, iterations: int = 10, dilations: Sequence[int] = (8, 16)) -> Tensor:
@@ -65,3 +90,6 @@ def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
         for y, x in NEIGHBOURS:
             top, left = border + dilation * y, border + dilation * x
             yield padded[:, top : top + height, left : left + width]
+
+
+register("PAMR", PAMR, "scores averaged along the image's edges", "Araslanov & Roth, CVPR 2020")

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearclip.embedded import sentence_encoder_dir
 from clearclip.errors import UserError
+from clearclip.offline.embedded import sentence_encoder_dir
 from clearclip.paths import atomic_write
 
 HEAD = Path(__file__).with_name("assets") / "text_student.safetensors"
@@ -78,7 +78,7 @@ class SentenceEncoder:
 def meaning(names: Sequence[str], encoder: SentenceEncoder) -> Tensor:
     """[Q, E] unit rows: the sentence embeddings of a name's prompts, averaged."""
     prompts = [F.normalize(encoder([prompt.format(name) for name in names]), dim=1) for prompt in PROMPTS]
-    return F.normalize(sum(prompts), dim=1)
+    return F.normalize(torch.stack(prompts).sum(dim=0), dim=1)
 
 
 class Spelling:

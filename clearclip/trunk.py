@@ -1,0 +1,127 @@
+"""The way of a batch of windows through the blocks as they were trained: states that methods read, computed once."""
+
+from collections.abc import Callable, Collection, Hashable
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from clearclip.backbones.base import Backbone
+
+QKV = tuple[Tensor, Tensor, Tensor]
+
+
+class Trunk:
+    """States of one batch of windows, each computed when first asked for.
+
+        trunk = backbone.trunk(images)  # normalised [B, 3, H, W]; nothing computed yet
+        trunk.tokens(8)  # [B, P+N, D] entering block 8; trunk.tokens() enters the last
+        trunk.qkv(8)  # each [B, heads, P+N, d]
+
+    P is `prefix`, the number of class and register tokens, which come first; N = h·w patches of `grid` (h, w). A
+    negative block counts from the last, −1.
+
+    Tokens that were asked for are kept, those on the way to them are not. What else a block computes is kept until the
+    trunk has gone past it. So a method that asks in the order of the blocks computes nothing twice; one that goes
+    back starts from the nearest tokens kept. `keep` names blocks that somebody will come back to: nothing of them is
+    given up.
+    """
+
+    def __init__(self, backbone: "Backbone", images: Tensor, position: str | None = None, keep: Collection[int] = ()):
+        self.backbone, self.images, self.position = backbone, images, position
+        self.grid: tuple[int, int] = backbone.grid(images)
+        self.prefix = backbone.prefix_tokens
+        self.keep = frozenset(self._index(block) for block in keep)
+        self._tokens: dict[int, Tensor] = {}
+        self._qkv: dict[int, QKV] = {}
+        self._attention: dict[int, Tensor] = {}
+        self._made: dict[Hashable, Tensor] = {}
+        self._others: dict[str, Trunk] = {}
+
+    def tokens(self, block: int = -1) -> Tensor:
+        """Tokens [B, P+N, D] that enter a block."""
+        block = self._index(block)
+        if block not in self._tokens:
+            start = max((kept for kept in self._tokens if kept < block), default=None)
+            if start is None:
+                start, tokens = 0, self.backbone.embed(self.images, self.position)
+            else:
+                tokens = self._tokens[start]
+            for index in range(start, block):
+                if index in self.keep:
+                    self._tokens[index] = tokens
+                tokens = self._run(index, tokens)
+            self._tokens[block] = tokens
+        return self._tokens[block]
+
+    def patches(self, block: int = -1) -> Tensor:
+        """Patch tokens [B, N, D] that enter a block."""
+        return self.tokens(block)[:, self.prefix :]
+
+    def qkv(self, block: int = -1) -> QKV:
+        """Queries, keys and values [B, heads, P+N, d] of a block."""
+        block = self._index(block)
+        if block not in self._qkv:
+            self._qkv[block] = self.backbone.blocks[block].qkv(self.tokens(block))
+        return self._qkv[block]
+
+    def attention(self, block: int = -1) -> Tensor:
+        """Attention of a block as trained, softmax(q kᵀ / √d), [B, heads, P+N, P+N], float32."""
+        block = self._index(block)
+        if block not in self._attention:
+            q, k, _ = self.qkv(block)
+            self._attention[block] = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float().softmax(dim=-1)
+        return self._attention[block]
+
+    def vision(self, model: Callable[[Tensor], Tensor]) -> Tensor:
+        """Features [B, D', h', w'] of these windows from a vision model, a function of normalised images."""
+        return self.once(model, lambda: model(self.images))
+
+    def once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What several readers want of this trunk, such as a method's features, made for the first of them."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def repositioned(self, position: str) -> "Trunk":
+        """The trunk of the same windows whose position embedding is resampled in another mode."""
+        if position == (self.position or self.backbone.position):
+            return self
+        if position not in self._others:
+            self._others[position] = Trunk(self.backbone, self.images, position, self.keep)
+        return self._others[position]
+
+    def summary(self, tokens: Tensor) -> Tensor:
+        """The class token [B, 1, D] of tokens [B, P+N, D]; of a backbone without one, the mean patch."""
+        return tokens[:, :1] if self.prefix else tokens.mean(dim=1, keepdim=True)
+
+    def project(self, patches: Tensor) -> Tensor:
+        """Patches [B, N, D] of the last block's output to features [B, h, w, dim] in the joint space."""
+        return self.backbone.project(patches).unflatten(1, self.grid)
+
+    def constant(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor that depends on the grid alone, from `make` or from an earlier batch, on the backbone's device."""
+        backbone = self.backbone
+        return backbone.constants.get(
+            (key, self.grid, backbone.dtype), lambda: make().to(backbone.device, backbone.dtype)
+        )
+
+    def _index(self, block: int) -> int:
+        depth = len(self.backbone.blocks)
+        if not -depth <= block < depth:
+            raise IndexError(f"there is no block {block} in {depth}")
+        return block % depth
+
+    def _run(self, index: int, tokens: Tensor) -> Tensor:
+        """Tokens through a block, with what is known of it already; what nobody will come back to is given up."""
+        if index not in self._qkv:
+            return self.backbone.run(index, tokens)
+        block, (q, k, v) = self.backbone.blocks[index], self._qkv[index]
+        known = self._attention.get(index)
+        mixed = F.scaled_dot_product_attention(q, k, v) if known is None else known.to(v) @ v
+        if index not in self.keep:
+            del self._qkv[index]
+            self._attention.pop(index, None)
+        tokens = tokens + block.attention_output(mixed)
+        return tokens + block.mlp(tokens)

@@ -1,0 +1,68 @@
+"""One image as methods and refinements see it that look beyond single windows."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clearclip import windows
+from clearclip.backbones import Backbone
+from clearclip.trunk import Trunk
+from clearclip.windows import Plan, Stitcher
+
+
+@dataclass(frozen=True)
+class View:
+    """One image: at its own size, resized, in windows with their places, and on its way through the backbone.
+
+    Attributes:
+        backbone: what sees it.
+        image: [3, h, w], RGB in 0..255, resized as the network is to see it.
+        original: [3, H, W], the same before it was resized.
+        shape: (H, W) of the labels that are wanted.
+        plan: where the windows lie in `image`, row by row.
+        window_batch: windows that go through the network at once.
+    """
+
+    backbone: Backbone
+    image: Tensor
+    original: Tensor
+    shape: tuple[int, int]
+    plan: Plan
+    window_batch: int
+    stitcher: Stitcher
+
+    @functools.cached_property
+    def pixels(self) -> Tensor:
+        """`image` in the backbone's normalisation, float32 on its device."""
+        return normalise(self.image, self.backbone)
+
+    def resized_pixels(self, shape: tuple[int, int]) -> Tensor:
+        """`pixels` at another size, bilinear: [3, *shape]."""
+        return F.interpolate(self.pixels[None], size=shape, mode="bilinear")[0]
+
+    @functools.cached_property
+    def trunks(self) -> list[Trunk]:
+        """The windows on their way through the blocks, in batches."""
+        batches = windows.cut(self.pixels, self.plan).split(self.window_batch)
+        return [self.backbone.trunk(batch) for batch in batches]
+
+    def stitch(self, features: Tensor) -> Tensor:
+        """Features of all windows [n, h, w, C], averaged where they overlap, sampled once a patch: [h', w', C]."""
+        if len(self.plan) == 1:
+            return features[0]
+        height, width = (max(1, round(side / self.backbone.patch_size)) for side in self.image.shape[1:])
+        maps = self.stitcher.maps(features.permute(0, 3, 1, 2), self.plan, (height, width))
+        return maps.full().permute(1, 2, 0)
+
+
+def normalise(image: Tensor, backbone: Backbone) -> Tensor:
+    """RGB [3, h, w] in 0..255 to the backbone's normalisation, float32 on its device."""
+    constants, device = backbone.constants, backbone.device
+    mean, std = (
+        constants.get(("statistic", statistic), lambda s=statistic: torch.tensor(s, device=device)[:, None, None] * 255)  # type: ignore[misc]
+        for statistic in (backbone.mean, backbone.std)
+    )
+    return (image.to(device).float() - mean) / std
