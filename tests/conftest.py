@@ -105,6 +105,6 @@ def tiny_folder(tmp_path_factory, tiny_state):
 @pytest.fixture(scope="session")
 def tiny_backbone(tiny_folder):
     """The tiny CLIP, float32 on the CPU. It is shared: do not change it."""
-    from clearclip.backbone import load_backbone
+    from clearclip.backbones import load_backbone
 
     return load_backbone(f"local-dir:{tiny_folder}", device="cpu", precision="fp32")
