@@ -16,7 +16,7 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     # PyTorch takes seconds to import: a program that only prints its help need not wait for it.
     if name in _PUBLIC:
         import importlib
@@ -25,5 +25,5 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'clearclip' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

@@ -48,7 +48,7 @@ class Decoder:
     threshold: float = 0.0
     area_threshold: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if sorted(set(self.query_class)) != list(range(max(self.query_class, default=-1) + 1)) or not self.query_class:
             raise ValueError("query_class must name every class from 0 on at least once")
 

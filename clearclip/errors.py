@@ -3,17 +3,22 @@
 import functools
 import os
 import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class UserError(Exception):
     """A mistake the user can mend: one sentence that names the file or option and the remedy."""
 
 
-def program(main):
+def program(main: Callable[P, R]) -> Callable[P, R]:
     """Wrap a command-line `main`: a `UserError` becomes one line on stderr and exit status 2."""
 
     @functools.wraps(main)
-    def run(*args, **kwargs):
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
         except UserError as error:

@@ -12,7 +12,7 @@ PIXELS, QUERIES = 16, 64  # that one program holds at once
 
 
 @triton.jit
-def _best_query(
+def _best_query(  # type: ignore[no-untyped-def]
     across, sources, weights, best_query, width, queries,
     TAPS: tl.constexpr, PIXELS: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip

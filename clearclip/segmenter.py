@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, overload
@@ -132,7 +133,7 @@ class Segmenter:
     @overload
     def __call__(self, images: Any, names: Any, *, scores: bool = ..., features: bool = ...) -> Segmentation: ...
 
-    def __call__(self, images, names, *, scores=False, features=False):
+    def __call__(self, images: Any, names: Any, *, scores: bool = False, features: bool = False) -> Any:
         """Segment one image, or a list of images of any sizes, into classes.
 
         Args:
@@ -212,7 +213,7 @@ class Segmenter:
 
         Raises UserError where scores are not finite.
         """
-        views = [self.view(image, shape) for image, shape in zip(images, shapes or [None] * len(images))]
+        views = [self.view(image, shape) for image, shape in zip(images, shapes or repeat(None))]
         labels, finite = self.labels(views, queries)
         check_finite(self.method, bool(finite.item()))
         return labels

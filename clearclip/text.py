@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from clearclip.errors import UserError
 from clearclip.paths import atomic_write, cache_dir
 from clearclip.vocabulary import Vocabulary, load_templates
 from clearclip.weights import EMBEDDED
+
+if TYPE_CHECKING:
+    from clearclip.offline.student import TextStudent
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +65,7 @@ class TextEmbeddings:
     note: str = ""
     backbone: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         shape = tuple(self.embeddings.shape)
         if len(shape) != 2 or shape[0] != len(self.names):
             raise ValueError(f"{len(self.names)} names need embeddings [{len(self.names)}, dim], not {list(shape)}")
@@ -188,7 +192,7 @@ def _warn_not_kept(folder: Path, reason: str) -> None:
     log.warning("text embeddings are not kept in %s: %s; set CLEARCLIP_CACHE to a folder to write to", folder, reason)
 
 
-def _student():
+def _student() -> "TextStudent":
     from clearclip.offline.student import TextStudent
 
     return TextStudent()

@@ -235,7 +235,7 @@ def hub_answers(seconds: float = 3.0) -> bool:
 
     answers = []
 
-    def ask():  # urllib knows the user's proxies
+    def ask() -> None:  # urllib knows the user's proxies
         try:
             urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=seconds).close()
         except urllib.error.HTTPError:

@@ -34,7 +34,7 @@ def plan_axis(length: int, crop: int, stride: int, patch: int) -> Axis:
     """
     if not crop:
         size = max(length // patch * patch, min(length, patch))
-        starts = (0,)
+        starts: tuple[int, ...] = (0,)
     else:
         size = min(crop, length)
         count = max(length - size + stride - 1, 0) // stride + 1

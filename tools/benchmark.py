@@ -28,13 +28,16 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without clearclip being installed
 
 from clearclip import windows
-from clearclip.backbone import Backbone, choose_device, choose_precision, load_backbone
+from clearclip.backbones import choose_device, choose_precision, load_backbone
+from clearclip.backbones.openclip import OpenCLIPBackbone
 from clearclip.decode import Decoder
 from clearclip.errors import UserError, program
 from clearclip.evaluation.segmentor import ClassIoUMetric, IoUMetric
+from clearclip.images import read_image, resized_shape
 from clearclip.paths import atomic_write
-from clearclip.segmenter import Queries, Segmenter, read_image, resize_short, resized_shape
-from clearclip.text import embed_names
+from clearclip.segmenter import Dense, Segmenter
+from clearclip.text import Queries, embed_names
+from clearclip.view import normalise
 from clearclip.vocabulary import load_templates, load_vocabulary
 from clearclip.weights import Checkpoint
 
@@ -152,9 +155,9 @@ def published_stitch(results, image):
     return total / count
 
 
-def published_decode(logits, query_class, temperature=50.0, threshold=0.0):
+def published_decode(logits, query_class, logit_scale=50.0, threshold=0.0):
     """Scores [Q, H, W] at full size to labels [H, W]."""
-    logits = logits * temperature
+    logits = logits * logit_scale
     probabilities = logits.softmax(dim=0)
     classes = max(query_class) + 1
     if classes != len(query_class):
@@ -179,7 +182,7 @@ def published_pass(backbone, segmenter, queries, path, truth, lap, in_strips=Fal
         labels = decode_in_strips(merged, shape, queries.query_class)
     else:
         logits = F.interpolate(merged, size=shape, mode="bilinear")[0]
-        labels = published_decode(logits, queries.query_class, segmenter.temperature, segmenter.threshold)
+        labels = published_decode(logits, queries.query_class, segmenter.logit_scale, segmenter.threshold)
     labels = labels.cpu()
     lap("stitch+decode")
     IoUMetric.intersect_and_union(labels, truth, len(queries.names), 255)
@@ -204,14 +207,13 @@ def engine_pass(segmenter, queries, path, truth, lap):
     """Labels [H, W] of an image file: what `Segmenter` does, with a lap after each stage."""
     array = read_image(path)
     lap("decode image")
-    image = torch.from_numpy(resize_short(array, segmenter.short_side)).permute(2, 0, 1)
-    plan = windows.plan(*image.shape[1:], segmenter.crop, segmenter.stride, segmenter.backbone.patch_size)
-    batches = windows.cut(segmenter.normalise(image), plan).split(segmenter.window_batch)
+    view = segmenter.view(torch.from_numpy(array).permute(2, 0, 1))
+    trunks = view.trunks
     lap("preprocess")
-    scores = torch.cat([segmenter.method.scores(batch, queries.text) for batch in batches])
+    scores = torch.cat([segmenter.method.scores(trunk, queries.for_scores) for trunk in trunks])
     lap("ViT")
-    maps = segmenter.maps(image, array.shape[:2], windows.tile(scores, plan), plan, tuple(scores.shape[2:]))
-    labels = segmenter.decoder(queries).labels(*maps).cpu()
+    maps = segmenter.maps(view, Dense(scores, None, whole=False), queries)
+    labels = segmenter.decoder(queries).labels(maps).cpu()
     lap("stitch+decode")
     ClassIoUMetric.intersect_and_union(labels, truth, len(queries.names), 255)
     lap("metric")
@@ -291,7 +293,7 @@ def vit_operations(backbone, count, height, width, queries):
     patches = (height // backbone.patch_size) * (width // backbone.patch_size)
     tokens, d, blocks = patches + 1, backbone.width, len(backbone.blocks)
     attention = 8 * tokens * d * d + 4 * tokens * tokens * d
-    feed_forward = 4 * tokens * d * backbone.blocks[0].mlp.c_fc.out_features
+    feed_forward = 4 * tokens * d * backbone.blocks[0].module.mlp.c_fc.out_features
     embed, read = 6 * patches * backbone.patch_size**2 * d, 2 * patches * backbone.dim * (d + queries)
     return count * (embed + blocks * attention + (blocks - 1) * feed_forward + read)
 
@@ -336,7 +338,7 @@ def run_case(case, backbone, segmenter, folder, repeats):
     device = segmenter.device
     path, truth = make_image(case, folder)
     queries = make_queries(case.classes, segmenter)
-    # Scores, scores times temperature, and their softmax, at full size: what the reference holds at once.
+    # Scores, scores times their scale, and their softmax, at full size: what the reference holds at once.
     held = 3 * case.classes * case.height * case.width * backbone.dtype.itemsize
     fits = (available_bytes(device) or float("inf")) > 1.2 * held
     reference, engine = [], []
@@ -401,7 +403,7 @@ def run_growth(segmenter, quick):
     for count in (1, 2, 4):
         for what, images, width in (("images", count, 448), ("windows", 1, 224 + 224 * count)):
             image = torch.from_numpy(smooth_image(448, width)).permute(2, 0, 1)
-            call = functools.partial(segmenter.segment, [image] * images, [(448, width)] * images, queries)
+            call = functools.partial(segmenter.segment, [image] * images, queries)
             growth[what].append((count, best_of(2, call, segmenter.device), None))
     for classes in (20, 50, 100, 150) if quick else (20, 50, 100, 200, 400, 847):
         growth["classes"].append((classes, *decode_seconds(classes, segmenter.device)))
@@ -412,7 +414,7 @@ def decode_seconds(classes, device, size=512):
     """Seconds of stitch+decode alone, engine and reference, for one window of random scores."""
     scores = torch.randn(1, classes, 28, 28, device=device)
     plan = windows.plan(448, 448, 448, 224, 16)
-    rows, columns = windows.stitch_operators(plan, (28, 28), (size, size), device)
+    stitcher = windows.Stitcher(device)
     decoder = Decoder(tuple(range(classes)))
 
     def reference():
@@ -423,7 +425,7 @@ def decode_seconds(classes, device, size=512):
         return published_decode(logits, decoder.query_class)
 
     def engine():
-        return decoder.labels(windows.tile(scores, plan), rows, columns)
+        return decoder.labels(stitcher.maps(scores, plan, (size, size)))
 
     return best_of(5, engine, device), best_of(2, reference, device)
 
@@ -452,7 +454,8 @@ def make_queries(classes, segmenter):
     features point nearly one way, and any other text would give the whole image to one class."""
     torch.manual_seed(1)
     images = torch.stack([torch.from_numpy(smooth_image(224, 224)).permute(2, 0, 1) for _ in range(4)])
-    features = segmenter.method.features(segmenter.normalise(images)).flatten(0, 2).float()
+    pixels = torch.stack([normalise(image, segmenter.backbone) for image in images])
+    features = segmenter.method.features(segmenter.backbone.trunk(pixels)).flatten(0, 2).float()
     features = F.normalize(features, dim=-1)
     spread = features - features.mean(dim=0)
     mixed = torch.randn(classes, len(spread)).to(spread) @ spread
@@ -469,7 +472,7 @@ def make_backbone(name, pretrained, device, precision):
     torch.manual_seed(0)
     model = open_clip.CustomTextCLIP(quick_gelu=True, **{k: v for k, v in config.items() if k != "custom_text"})
 
-    class RandomBackbone(Backbone):
+    class RandomBackbone(OpenCLIPBackbone):
         content_hash = "random weights"
 
         def load_image_tower(self):
@@ -621,7 +624,7 @@ def run(arguments, folder):
         if growth:
             continue
         growth = run_growth(Segmenter(method="ClearCLIP", backbone=backbone), arguments.quick)
-        if not backbone.checkpoint.student:
+        if not backbone.text_stand_in:
             names = load_vocabulary(CLASS_FILE).queries[: 3 if arguments.quick else None]
             with mock.patch.dict(os.environ, CLEARCLIP_CACHE=folder):  # text is embedded here and now
                 found, note = run_text(reference, names, load_templates("imagenet80"))

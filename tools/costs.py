@@ -15,50 +15,46 @@ import torch
 from benchmark import CASES, Laps, as_columns, in_mib, make_backbone, make_queries, smooth_image
 
 from clearclip.errors import program
-from clearclip.features import VISION_MODELS, VisionModel
-from clearclip.methods import create_method, list_methods
+from clearclip.methods import list_methods
 from clearclip.methods.proxyclip import ProxyCLIP
 from clearclip.paths import atomic_write
-from clearclip.refine import split_refinement
-from clearclip.segmenter import Segmenter, resize_short
+from clearclip.segmenter import Segmenter
+from clearclip.vision import VISION, TimmViT
 
-VISION = "ProxyCLIP:vfm="
+PROXY = "ProxyCLIP:vfm="
 
 
 def make_method(name, backbone):
     """The method of that name; ProxyCLIP's vision model gets random weights."""
-    if not name.startswith(VISION):
-        return create_method(name, backbone)
-    model = timm.create_model(VISION_MODELS[name.removeprefix(VISION)], num_classes=0, dynamic_img_size=True)
-    return ProxyCLIP(backbone, vfm=VisionModel(model, backbone.device, backbone.dtype))
+    if not name.startswith(PROXY):
+        return name
+    architecture = VISION.find(name.removeprefix(PROXY)).preset["architecture"]
+    model = timm.create_model(architecture, num_classes=0, dynamic_img_size=True)
+    return ProxyCLIP(backbone, vfm=TimmViT(model, backbone.device, backbone.dtype))
 
 
 def default_methods():
     """Every method as published, ProxyCLIP with two vision models, and one method with PAMR."""
     names = [entry.name for entry in list_methods() if entry.name not in ("CLIP", "ProxyCLIP")]
-    return ["CLIP", *names, f"{VISION}dino_vitb8", f"{VISION}dinov2_vits14", "ClearCLIP+PAMR"]
+    return ["CLIP", *names, f"{PROXY}dino_vitb8", f"{PROXY}dinov2_vits14", "ClearCLIP+PAMR"]
 
 
 def measure(names, backbone, repeats):
     """Rows of seconds and bytes, a method each, ratios to the first."""
     case = CASES["VOC20"]
     torch.manual_seed(0)
-    image = torch.from_numpy(resize_short(smooth_image(case.height, case.width), 448)).permute(2, 0, 1)
-    segmenters = {}
-    for name in names:
-        method, refine = split_refinement(name)
-        segmenters[name] = Segmenter(make_method(method, backbone))
-        segmenters[name].refine = refine
+    image = torch.from_numpy(smooth_image(case.height, case.width)).permute(2, 0, 1)
+    segmenters = {name: Segmenter(make_method(name, backbone), backbone) for name in names}
     plain = make_queries(case.classes, segmenters[names[0]])
     queries = {
-        name: replace(plain, text=segmenter.method.prepare(plain.text, plain.query_class, segmenter.temperature))
+        name: replace(plain, prepared=segmenter.method.prepare(plain.text, plain.query_class, segmenter.logit_scale))
         for name, segmenter in segmenters.items()
     }
     laps = {name: [] for name in names}
     for _ in range(repeats + 1):  # the first warms up
         for name, segmenter in segmenters.items():
             laps[name].append(Laps(backbone.device))
-            segmenter.segment([image], [(case.height, case.width)], queries[name])
+            segmenter.segment([image], queries[name])
             laps[name][-1]("image")
     seconds = {name: statistics.median(lap.seconds["image"] for lap in laps[name][1:]) for name in names}
     return [

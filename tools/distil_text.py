@@ -19,9 +19,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without clearclip being installed
 
+from clearclip.offline.student import Head, SentenceEncoder, meaning, plain
+
 from clearclip import embedded
 from clearclip.errors import UserError, program
-from clearclip.student import Head, SentenceEncoder, meaning, plain
 from clearclip.text import TextEmbeddings, embed_names
 from clearclip.vocabulary import load_vocabulary
 
@@ -93,7 +94,7 @@ def read_sets(paths: Iterable[Path]) -> dict[str, Embedded]:
 
 
 def embed_words(args: argparse.Namespace) -> Embedded:
-    from clearclip.backbone import load_backbone
+    from clearclip.backbones import load_backbone
 
     backbone = load_backbone(args.backbone, args.pretrained, args.device)
     if backbone.checkpoint.student:

@@ -3,7 +3,7 @@
 import functools
 import os
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,7 +71,7 @@ class Backbone(nn.Module):
         constants: tensors that methods make once for a grid, see `Trunk.constant`.
     """
 
-    names: ClassVar[dict[str, Sequence[str]]] = {}  # common architectures of the family, each with its weights' tags
+    names: ClassVar[Mapping[str, Sequence[str]]] = {}  # common architectures of the family, each with its weights' tags
     position: str = "offset"
     patch_size: int
     width: int

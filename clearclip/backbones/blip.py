@@ -126,7 +126,7 @@ class BlipBackbone(OpenCLIPBackbone):
             for name, value in load_state_dict(self.checkpoint.path).items()
             if name.startswith(("text_encoder.", "text_proj.")) and not re.search(r"crossattention|position_ids", name)
         }
-        tower = fill(_skeleton(TextTower, self.checkpoint), state, self.checkpoint)
+        tower: Any = fill(_skeleton(TextTower, self.checkpoint), state, self.checkpoint)
         embeddings = tower.text_encoder.embeddings
         embeddings.position_ids = torch.arange(len(embeddings.position_embeddings.weight))[None]  # no checkpoint has it
         return tower

@@ -60,11 +60,12 @@ class OpenCLIPBackbone(Backbone):
         compile: bool = False,
     ):
         super().__init__(checkpoint, device, dtype, position, compile)
-        self.visual: Any = self.load_image_tower().to(device, dtype).eval().requires_grad_(False)
-        self.blocks = [OpenCLIPBlock(module) for module in self.visual.transformer.resblocks]
-        self.patch_size = self.visual.patch_size[0]
-        self.width = self.visual.class_embedding.shape[0]
-        self.dim = self.visual.output_dim
+        visual: Any = self.load_image_tower().to(device, dtype).eval().requires_grad_(False)
+        self.visual = visual
+        self.blocks = [OpenCLIPBlock(module) for module in visual.transformer.resblocks]
+        self.patch_size = visual.patch_size[0]
+        self.width = visual.class_embedding.shape[0]
+        self.dim = visual.output_dim
 
     @classmethod
     def find(cls, name: str, pretrained: str) -> Checkpoint | None:
@@ -154,7 +155,7 @@ def shared_prefixes(tokens: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     return state, position.new_empty(count).scatter_reduce_(0, state.flatten(), position, "amin", include_self=False)
 
 
-def _skeleton(config: dict[str, Any], text_config: dict[str, Any]) -> nn.Module:
+def _skeleton(config: dict[str, Any], text_config: dict[str, Any]) -> Any:
     """OpenCLIP's network without storage: parameters get theirs from a checkpoint."""
     import open_clip
 
@@ -189,7 +190,7 @@ def _text_tower(checkpoint: Checkpoint) -> nn.Module:
         own = {key: value for key, value in state.items() if not key.startswith(other)}
     if not own:
         raise UserError(f"{checkpoint.path} holds no text tower; give text embeddings from a file (--text-embeddings)")
-    tower = _skeleton(checkpoint.config, checkpoint.config["text_cfg"]).text
+    tower: Any = _skeleton(checkpoint.config, checkpoint.config["text_cfg"]).text
     own.pop("attn_mask", None)
     fill(tower, own, checkpoint)
     if getattr(tower, "attn_mask", None) is not None:  # a buffer that no checkpoint holds

@@ -11,7 +11,6 @@ times (`iterate=False`: once); the tokens of all layers but the last are normali
 the last; and what is below the threshold in the selected layer is missing in the mean as well.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -167,17 +166,20 @@ class CLIPer(Method):
         The attention is the mean of its heads.
         """
         fused = self.attention == "fused"
-        entering, attentions = [], []
+        entering: list[Tensor] = []
+        total = torch.zeros((), device=self.backbone.device)
         for index in self.blocks:  # in their order, so that the trunk mixes by the same attention
             entering.append(self.backbone.blocks[index].norm(trunk.tokens(index)))
-            attentions = [functools.reduce(torch.add, [*attentions, trunk.attention(index)])] if fused else []
-        last, features = self.backbone.blocks[-1], []
+            if fused:
+                total = total + trunk.attention(index)  # [B, heads, P+N, P+N]
+        last = self.backbone.blocks[-1]
+        features: list[Tensor] = []
         for x in [*entering, trunk.tokens()]:
             q, k, v = last.qkv(x)
             if fused:
                 if self.iterate or not features:
-                    attentions = [balance(attentions[0])]
-                weights = fuse(attentions[0])
+                    total = balance(total)
+                weights = fuse(total)
             elif self.attention == "identity":
                 weights = torch.eye(q.shape[2], device=q.device).expand(*q.shape[:2], -1, -1)
             else:

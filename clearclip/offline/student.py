@@ -78,7 +78,7 @@ class SentenceEncoder:
 def meaning(names: Sequence[str], encoder: SentenceEncoder) -> Tensor:
     """[Q, E] unit rows: the sentence embeddings of a name's prompts, averaged."""
     prompts = [F.normalize(encoder([prompt.format(name) for name in names]), dim=1) for prompt in PROMPTS]
-    return F.normalize(sum(prompts), dim=1)
+    return F.normalize(torch.stack(prompts).sum(dim=0), dim=1)
 
 
 class Spelling:

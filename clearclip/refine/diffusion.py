@@ -8,6 +8,7 @@ one head after another. This needs the library diffusers, an optional extra.
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,8 +86,9 @@ class DiffusionAttention:
             for q, k in reversed(heads):  # the matrices themselves are never multiplied
                 flat = head_attention(q, k, threshold) @ flat
         elif self.combine == "mean":
-            flat = sum(head_attention(q, k, threshold) @ flat for q, k in heads) / len(heads)
+            flat = torch.stack([head_attention(q, k, threshold) @ flat for q, k in heads]).mean(dim=0)
         else:
+            assert isinstance(self.combine, int)
             flat = head_attention(*heads[self.combine], threshold) @ flat
         return flat.T.unflatten(1, (side, side))
 
@@ -94,7 +96,7 @@ class DiffusionAttention:
         """Queries, scaled, and keys [N, d] of every head of the layers, for an image [3, H, W] in 0..1."""
         seen = {}
 
-        def look(layer, arguments):
+        def look(layer: Any, arguments: tuple[Tensor, ...]) -> None:
             q, k = (project(arguments[0])[0].unflatten(-1, (layer.heads, -1)) for project in (layer.to_q, layer.to_k))
             seen[layer] = zip((q * layer.scale).unbind(1), k.unbind(1))  # [N, heads, d]
 
@@ -126,7 +128,7 @@ def head_attention(q: Tensor, k: Tensor, threshold: float) -> Tensor:
     return weights.div_(weights.sum(dim=-1, keepdim=True).clamp(min=1e-12))
 
 
-def load_model(name: str | Path, dtype: torch.dtype = torch.float32):
+def load_model(name: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Any, Tensor]:
     """A Stable Diffusion's U-Net, VAE and DDIM scheduler, and its text embedding [1, L, D] of the empty prompt.
 
     Raises UserError where diffusers is not installed and where the model cannot be had.
@@ -138,7 +140,7 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32):
     from transformers import CLIPTextModel, CLIPTokenizer
 
     source = MODELS.get(str(name), str(name))
-    options = {"local_files_only": Path(source).is_dir() or not hub_answers()}
+    options: dict[str, Any] = {"local_files_only": Path(source).is_dir() or not hub_answers()}
     weights = options | {"use_safetensors": True}
     network = weights | {"torch_dtype": dtype, "low_cpu_mem_usage": False}
     try:
