@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from clearclip import embedded
 from clearclip.errors import UserError
+from clearclip.offline import embedded
 
 WIDTH, MLP, DIM, PATCH, GRID, LAYERS = 4, 8, 3, 2, 2, 2
 

@@ -70,7 +70,7 @@ def test_uniform_window_has_scores(golden, tiny_backbone):
 def test_attention_excludes_unlike_patches(tiny_backbone):
     external = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])[:, None]  # [2, 1, 4], two pairs
     weights = ProxyCLIP(tiny_backbone, vfm=lambda _: external).attention(external)
-    assert torch.equal(vit_weights, torch.tensor([[1.0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]) / 2)
+    assert torch.equal(weights, torch.tensor([[1.0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]) / 2)
 
 
 # The vision models.

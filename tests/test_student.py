@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clearclip import student
 from clearclip.errors import UserError
-from clearclip.student import Head, SentenceEncoder, Spelling, TextStudent, letter_runs, meaning, plain
+from clearclip.offline import student
+from clearclip.offline.student import Head, SentenceEncoder, Spelling, TextStudent, letter_runs, meaning, plain
 from clearclip.text import TextEmbeddings
 
 ROOT = Path(__file__).parents[1]
