@@ -50,7 +50,8 @@ class Method:
 
         h and w are the method's own grid.
         """
-        return similarity(check_features(self, self.features(trunk), trunk.images.shape[0]), text)
+        features = trunk.once(self, lambda: self.features(trunk))  # for several vocabularies
+        return similarity(check_features(self, features, trunk.images.shape[0]), text)
 
     def image_features(self, view: View) -> Tensor:
         """Features [h, w, dim] of a whole image: its windows', averaged where they overlap, once a patch."""
