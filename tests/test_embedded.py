@@ -86,8 +86,8 @@ def pip(tower, tmp_path, monkeypatch):
 
 
 def test_import_is_light():
-    code = "import sys, clearclip.embedded; print([m for m in ('torch', 'onnx', 'numpy') if m in sys.modules])"
-    env = os.environ | {"PYTHONPATH": str(Path(embedded.__file__).parents[1])}
+    code = "import sys, clearclip.offline.embedded; print([m for m in ('torch', 'onnx', 'numpy') if m in sys.modules])"
+    env = os.environ | {"PYTHONPATH": str(Path(embedded.__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env).stdout == "[]\n"
 
 
