@@ -77,7 +77,10 @@ def test_bands_do_not_change_the_result(monkeypatch, threshold):
     scores = torch.rand(7, 6, 5, generator=generator)
     rows, columns = torch.rand(37, 6, generator=generator), torch.rand(11, 5, generator=generator)
     decoder = Decoder((2, 0, 1, 0, 3, 4, 4), 50.0, threshold, 0.05)
-    labels, probabilities = decoder.labels(Maps(scores, rows, columns)), decoder.probabilities(Maps(scores, rows, columns))
+    labels, probabilities = (
+        decoder.labels(Maps(scores, rows, columns)),
+        decoder.probabilities(Maps(scores, rows, columns)),
+    )
     for size in (4, 4 * 7 * 5, 4 * 7 * 100, 4 * 7 * 11 * 32):  # from a pixel at once to nearly all
         monkeypatch.setattr(decode, "BAND_BYTES", size)
         assert torch.equal(decoder.labels(Maps(scores, rows, columns)), labels)

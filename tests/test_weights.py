@@ -141,7 +141,11 @@ def test_other_networks_are_refused_by_name_before_any_download(backbone, no_dow
         ("ViT-B-16:nobody", "openai", "no weights 'nobody'"),
         ("ViT-B-16", "gone/weights.pt", "weights file gone/weights.pt does not exist"),
         ("ViT-L-14", EMBEDDED, "exist for ViT-B-16 only, not for ViT-L-14"),
-        ("local-dir:gone", "openai", "gone is not a model folder that can be used; it must hold OpenCLIP's open_clip_config.json"),
+        (
+            "local-dir:gone",
+            "openai",
+            "gone is not a model folder that can be used; it must hold OpenCLIP's open_clip_config.json",
+        ),
     ],
 )
 def test_what_cannot_be_had_is_named(backbone, pretrained, match, no_download):
