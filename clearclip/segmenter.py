@@ -154,10 +154,9 @@ class Segmenter:
         queries = self.queries(names if isinstance(names, Vocabulary) else Vocabulary.of(names))
         views = [self.view(torch.from_numpy(array).permute(2, 0, 1)) for array in arrays]
         seen = self.look(views, queries, features)
-        finite = torch.stack([dense.finite for dense in seen]).tolist()
         decoder, results = self.decoder(queries), []
-        for view, dense, sound in zip(views, seen, finite):
-            check_finite(self.method, sound)
+        for view, dense in zip(views, seen):
+            check_finite(self.method, bool(dense.finite))
             maps = self.maps(view, dense, queries)
             results.append(
                 Segmentation(

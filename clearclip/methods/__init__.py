@@ -126,7 +126,8 @@ def list_methods() -> list[Entry[Method]]:
 
     CLIP and what re-wires its last block come first, then the others by the module they are in.
     """
-    return sorted(METHODS.entries(), key=lambda entry: entry.build.__module__ != f"{__name__}.final_block")
+    first = f"{__name__}.final_block"
+    return sorted(METHODS.entries(), key=lambda entry: (entry.build.__module__ != first, entry.build.__module__))
 
 
 def create_method(text: str, backbone: Backbone) -> Method:
