@@ -8,10 +8,6 @@ fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 config=$1
 shift
-if [ ! -f "$config" ]; then
-    echo "error: config $config does not exist; configs/ holds one file a benchmark" >&2
-    exit 2
-fi
 python=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python)}
 if [ $# -gt 0 ] && [[ $1 != -* || $1 =~ ^-[0-9] ]]; then
     if ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -34,8 +30,8 @@ import os
 import sys
 sys.argv[0] = sys.argv[4]  # eval.py, as the usage message calls it
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
-from eval import parse_arguments
-parse_arguments(sys.argv[5:])  # a wrong flag is said once, not by every process
+from clearclip.cli.eval import check_arguments
+check_arguments(sys.argv[5:])  # a wrong flag or config is said once, not by every process
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main

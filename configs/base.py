@@ -11,9 +11,10 @@ model = dict(
     vocabulary=None,
     templates="imagenet80",
     text_embeddings=None,
+    short_side=448,
     crop=448,
     stride=224,
-    temperature=50.0,
+    logit_scale=50.0,
     threshold=0.0,
     area_threshold=0.0,
     precision="auto",
@@ -27,9 +28,8 @@ test_dataloader = dict(
     collate_fn=dict(type="pseudo_collate"),
     dataset=dict(
         pipeline=[
-            dict(type="LoadImageFromFile"),
-            dict(type="Resize", scale=(2048, 448), keep_ratio=True),
-            dict(type="LoadAnnotations"),  # after Resize: the ground truth keeps its size
+            dict(type="LoadImage"),
+            dict(type="LoadLabels"),
             dict(type="PackSegInputs"),
         ],
     ),

@@ -6,9 +6,8 @@ test_dataloader = dict(
     dataset=dict(
         type="LargeVocabularyDataset",
         pipeline=[
-            dict(type="LoadImageFromFile"),
-            dict(type="Resize", scale=(2048, 448), keep_ratio=True),
-            dict(type="LoadAnnotations16"),
+            dict(type="LoadImage"),
+            dict(type="LoadLabels", ignore_index=65535),
             dict(type="PackSegInputs"),
         ],
     ),

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from PIL import Image
 
 import clearclip.evaluation  # noqa: F401, registers the data sets
+from clearclip.config import override, read_config
 from clearclip.errors import UserError
-from clearclip.evaluation.datasets import check_dataset
+from clearclip.evaluation.datasets import check_dataset, left_aside
+from clearclip.evaluation.run import load_config
 from clearclip.vocabulary import load_templates, load_vocabulary
 
 # isort: split
@@ -35,6 +36,7 @@ SETS = {
 PATHS = sorted(CONFIGS / folder / f"cfg_{name}.py" for folder in ("", "sclip", "naclip", "proxyclip") for name in SETS)
 
 # data set: an image and its label map below the data root
+DATASET = "test_dataloader.dataset"
 FILES = {
     "voc20": (f"{VOC12}/JPEGImages/a.jpg", f"{VOC12}/SegmentationClass/a.png"),
     "voc21": (f"{VOC12}/JPEGImages/a.jpg", f"{VOC12}/SegmentationClass/a.png"),
@@ -53,7 +55,7 @@ SPLITS = {
     VOC10: "ImageSets/SegmentationContext/val.txt",
 }
 
-# (protocol, data set): short side, crop, stride, temperature, threshold, area threshold, published mIoU
+# (protocol, data set): short side, crop, stride, logit scale, threshold, area threshold, published mIoU
 PROTOCOLS = {
     ("clearclip", "voc20"): (448, 448, 224, 50, 0, 0, 80.9),
     ("clearclip", "voc21"): (448, 448, 224, 50, 0.5, 0, 51.8),
@@ -96,11 +98,8 @@ ENGINEERED = {  # class files other than the plain ones
 }
 
 
-def load(path):
-    return Config.fromfile(path, import_custom_modules=False)
-
-
 def build(config):
+    """The test set of a config, its pipeline included."""
     with DefaultScope.overwrite_default_scope("mmseg"):
         return DATASETS.build(config.test_dataloader.dataset)
 
@@ -118,29 +117,29 @@ def make_tree(root, name, labels):
 
 
 def test_every_protocol_has_every_data_set():
-    configs = [load(path) for path in PATHS]
+    configs = [read_config(path) for path in PATHS]
     assert {(c.benchmark.protocol, c.benchmark.name) for c in configs} == set(PROTOCOLS)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_config(path, monkeypatch):
     monkeypatch.setenv("CLEARCLIP_DATA", "/benchmarks")
-    config = load(path)
+    config = read_config(path)
     name, protocol = config.benchmark.name, config.benchmark.protocol
     assert (path.stem, path.parent.name) == (
         f"cfg_{name}",
         "configs" if protocol == "clearclip" else protocol,
     )
-    side, crop, stride, temperature, threshold, area_threshold, published = PROTOCOLS[protocol, name]
+    side, crop, stride, logit_scale, threshold, area_threshold, published = PROTOCOLS[protocol, name]
     classes, images, _ = SETS[name]
 
     model = config.model
     assert (model.type, model.method, model.backbone) == ("OpenVocabSegmentor", METHODS[protocol], "ViT-B-16")
     assert (model.pretrained, len(load_templates(model.templates))) == ("openai", 80)
-    assert model.crop == crop
+    assert (model.short_side, model.crop) == (side, crop)
     assert crop == 0 or model.stride == stride
-    assert (model.temperature, model.threshold, model.area_threshold) == (
-        temperature,
+    assert (model.logit_scale, model.threshold, model.area_threshold) == (
+        logit_scale,
         threshold,
         area_threshold,
     )
@@ -149,15 +148,8 @@ def test_config(path, monkeypatch):
     assert Path(model.vocabulary).resolve() == CONFIGS / (folder if name in engineered else "") / f"cls_{name}.txt"
     assert len(load_vocabulary(model.vocabulary)) == classes
 
-    resize = {"type": "Resize", "scale": (2048, side), "keep_ratio": True}
     steps = config.test_dataloader.dataset.pipeline
-    assert [step.type for step in steps] == [
-        "LoadImageFromFile",
-        "Resize",
-        "LoadAnnotations",
-        "PackSegInputs",
-    ]
-    assert steps[1] == resize
+    assert steps == [{"type": "LoadImage"}, {"type": "LoadLabels"}, {"type": "PackSegInputs"}]
     assert f"/benchmarks/{FILES[name][0]}".startswith(config.test_dataloader.dataset.data_root)
 
     assert config.benchmark.images == images
@@ -171,7 +163,7 @@ def test_config(path, monkeypatch):
 
 def test_data_root_defaults_to_a_folder_here(monkeypatch):
     monkeypatch.delenv("CLEARCLIP_DATA", raising=False)
-    assert load(CONFIGS / "cfg_voc20.py").test_dataloader.dataset.data_root == "data/VOCdevkit/VOC2012"
+    assert read_config(CONFIGS / "cfg_voc20.py").test_dataloader.dataset.data_root == "data/VOCdevkit/VOC2012"
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -183,9 +175,9 @@ def test_first_sample(name, tmp_path, monkeypatch):
     labels[1, 0], labels[1, 1] = first, first + classes - 1
     make_tree(tmp_path, name, labels)
 
-    config = load(CONFIGS / f"cfg_{name}.py")
-    check_dataset(config)
-    dataset = build(config)
+    run = load_config(name)
+    assert left_aside(check_dataset(run)) == ""
+    dataset = build(run.config)
     assert (len(dataset), len(dataset.metainfo["classes"]), len(dataset.metainfo["palette"])) == (
         1,
         classes,
@@ -193,7 +185,7 @@ def test_first_sample(name, tmp_path, monkeypatch):
     )
     sample = dataset[0]["data_samples"]
     assert sample.img_path == str(tmp_path / FILES[name][0])
-    assert (sample.ori_shape, sample.img_shape) == ((40, 60), (448, 672))
+    assert (sample.ori_shape, sample.img_shape) == ((40, 60), (40, 60))
     truth = sample.gt_sem_seg.data[0].numpy()
     assert truth.shape == (40, 60)
     assert list(truth[1, :3]) == [0, classes - 1, 255]
@@ -204,29 +196,29 @@ def test_first_sample(name, tmp_path, monkeypatch):
 def test_background_is_ignored_where_it_is_no_class(name, tmp_path, monkeypatch):
     monkeypatch.setenv("CLEARCLIP_DATA", str(tmp_path))
     make_tree(tmp_path, name, np.zeros((40, 60), np.uint8))
-    truth = build(load(CONFIGS / f"cfg_{name}.py"))[0]["data_samples"].gt_sem_seg.data
+    truth = build(load_config(name).config)[0]["data_samples"].gt_sem_seg.data
     assert truth.unique().tolist() == [0 if SETS[name][2] == 0 else 255]
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_missing_parts_are_named(name, tmp_path, monkeypatch):
     monkeypatch.setenv("CLEARCLIP_DATA", str(tmp_path))
-    config = load(CONFIGS / f"cfg_{name}.py")
+    run = load_config(name)
     image, label = FILES[name]
-    root = config.test_dataloader.dataset.data_root
+    root = run.config.test_dataloader.dataset.data_root
     with pytest.raises(UserError, match=rf"data set {name} not found: no file {root}; see datasets/README\.md"):
-        check_dataset(config)
+        check_dataset(run)
 
     make_tree(tmp_path, name, np.zeros((40, 60), np.uint8))
-    check_dataset(config)
+    check_dataset(run)
     (tmp_path / label).rename(tmp_path / "label.png")
     with pytest.raises(UserError, match=f"no file {tmp_path / label};"):
-        check_dataset(config)
+        check_dataset(run)
     (tmp_path / "label.png").rename(tmp_path / label)
     (tmp_path / image).unlink()
-    listed = "ann_file" in config.test_dataloader.dataset
+    listed = "ann_file" in run.config.test_dataloader.dataset
     with pytest.raises(UserError, match=f"no file {tmp_path / image};" if listed else "no image "):
-        check_dataset(config)
+        check_dataset(run)
 
 
 def test_missing_split_is_named(tmp_path, monkeypatch):
@@ -235,4 +227,59 @@ def test_missing_split_is_named(tmp_path, monkeypatch):
     split = tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"
     split.unlink()
     with pytest.raises(UserError, match=f"no file {split};"):
-        check_dataset(load(CONFIGS / "cfg_voc20.py"))
+        check_dataset(load_config("voc20"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\na\n", "names a twice, which would count twice"),
+        ("a\n\n", "has an empty line"),
+        ("\ufeffa\n", "begins with a byte order mark"),
+        ("\xff".encode("latin-1"), "is no UTF-8 text; write one image name a line"),
+    ],
+)
+def test_a_split_that_counts_wrong_is_named(text, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARCLIP_DATA", str(tmp_path))
+    make_tree(tmp_path, "voc20", np.zeros((40, 60), np.uint8))
+    split = tmp_path / VOC12 / SPLITS[VOC12]
+    split.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=rf"split {split} .*{message}"):
+        check_dataset(load_config("voc20"))
+
+
+def test_pictures_that_a_suffix_leaves_aside_are_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARCLIP_DATA", str(tmp_path))
+    make_tree(tmp_path, "ade20k", np.zeros((40, 60), np.uint8))
+    folder = tmp_path / ADE / "images/validation"
+    for name in ("b.JPG", "c.png", "deep/d.jpeg", "._a.jpg", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    run = load_config("ade20k")
+    expected = f"3 pictures in {folder} are left aside, such as b.JPG: img_suffix is .jpg"
+    assert left_aside(check_dataset(run)) == expected
+
+
+def test_labels_beside_the_pictures_are_not_left_aside(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARCLIP_DATA", str(tmp_path))
+    make_tree(tmp_path, "ade20k", np.zeros((40, 60), np.uint8))
+    image, label = (tmp_path / path for path in FILES["ade20k"])
+    label.rename(image.with_suffix(".png"))
+    run = load_config("ade20k", overrides={f"{DATASET}.data_prefix.seg_map_path": "images/validation"})
+    assert left_aside(check_dataset(run)) == ""
+
+
+def test_a_limit_takes_the_first_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARCLIP_DATA", str(tmp_path))
+    make_tree(tmp_path, "voc20", np.zeros((40, 60), np.uint8))
+    (tmp_path / VOC12 / SPLITS[VOC12]).write_text("a\nb\n")
+    with pytest.raises(UserError, match=r"no file .*b\.jpg"):
+        check_dataset(load_config("voc20"))
+    assert len(check_dataset(load_config("voc20", limit=1))) == 1
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_checking_a_config_changes_nothing(path):
+    run = load_config(path)
+    assert run.config == override(read_config(path), {"model.method": run.method})
+    assert (run.path, run.altered) == (path, {})

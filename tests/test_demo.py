@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo import main, output_paths
+from clearclip.cli.segment import output_paths
+from demo import main
 
 
 @pytest.fixture
@@ -85,6 +86,7 @@ def test_no_picture_is_written_over_another(photo, no_weights, capsys):
         (["--device", "abacus"], "device 'abacus' is not available here"),
         (["--short-side", "-1"], "short_side must be a whole number"),
         (["--threshold", "nan"], "threshold must be a number within 0..1"),
+        (["--import", "not_a_module"], "module not_a_module cannot be imported"),
         (["--classes", "gone.txt"], "give class names by --names or by --classes"),
     ],
 )
@@ -93,3 +95,19 @@ def test_wrong_options_do_not_wait_for_weights(options, message, photo, no_weigh
     options = [str(photo) if option == "PHOTO" else option for option in options]
     assert message in refused([photo, "--names", "cat", "sky", *options], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["cat.png"]
+
+
+def test_a_picture_that_is_missing_does_not_wait_for_weights(photo, no_weights, tmp_path, capsys):
+    error = refused([photo, tmp_path / "gone.png", "--names", "cat", "sky"], capsys)
+    assert f"cannot read image {tmp_path}/gone.png" in error
+
+
+def test_a_damaged_picture_costs_no_other(photo, tiny_folder, tmp_path, capsys):
+    (tmp_path / "damaged.png").write_bytes(b"no picture")
+    other = photo.with_name("dog.png")
+    other.write_bytes(photo.read_bytes())
+    pictures = [photo, tmp_path / "damaged.png", other]
+    settings = ["--backbone", f"local-dir:{tiny_folder}", "--device", "cpu", "--output", tmp_path / "out"]
+    error = refused([*pictures, "--names", "cat", "sky", *settings], capsys)
+    assert "damaged.png is not a picture" in error
+    assert {path.name for path in (tmp_path / "out").glob("*_labels.png")} == {"cat_labels.png", "dog_labels.png"}

@@ -30,7 +30,7 @@ def test_two_processes_give_the_numbers_of_one(tiny_folder, data, monkeypatch):
     config = ROOT / "configs" / "cfg_voc21.py"
     arguments = ["--backbone", f"local-dir:{tiny_folder}", "--method", "NACLIP", "--work-dir", "run"]
     arguments += ["--cfg-options", "model.templates=single", "model.threshold=0.4"]
-    done = dist_test(config, "2", *arguments, data=data)
+    done = dist_test("voc21", "2", *arguments, data=data)
     assert done.returncode == 0, done.stderr
     two = read_result(data.parent / "here" / "run" / "result.json")
     assert re.fullmatch(r"(test: \d/3 images, .*\n)+", done.stderr)
@@ -53,7 +53,7 @@ def test_errors_are_said_once(data, tmp_path):
     """One of two processes ends both, and torchrun adds nothing."""
     done = dist_test(ROOT / "configs" / "cfg_voc21.py", "2", "--backbone", "local-dir:nowhere", data=data)
     assert done.returncode == 2
-    assert "nowhere is not an OpenCLIP model folder" in single_error(done.stderr)
+    assert "nowhere is not a model folder that can be used" in single_error(done.stderr)
     assert done.stdout == ""
 
 
@@ -72,3 +72,5 @@ def test_usage_and_missing_config(data):
     done = dist_test("nowhere.py", data=data)
     assert done.returncode == 2
     assert "config nowhere.py does not exist" in single_error(done.stderr)
+    done = dist_test("voc22", data=data)
+    assert "no config 'voc22': protocol clearclip has" in single_error(done.stderr)

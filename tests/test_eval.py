@@ -1,5 +1,7 @@
 """eval.py on tiny data sets, run as a user runs it or, where the start of a process adds nothing, called here."""
 
+import copy
+import os
 import re
 import shutil
 import subprocess
@@ -11,14 +13,17 @@ import openpyxl
 import pytest
 import torch
 from benchmarks import LAYOUTS, SHAPES, make_benchmarks, run, single_error
+from mmengine.config import Config
+from mmengine.runner import Runner
 from PIL import Image
 from safetensors.torch import save_file
 
 from clearclip.evaluation import run as evaluation
 from clearclip.evaluation.progress import ProgressHook
 from clearclip.evaluation.results import Result, read_result
-from clearclip.evaluation.run import default_work_dir, find_backbone, load_config
+from clearclip.evaluation.run import backbone_settings, default_work_dir, load_config
 from clearclip.evaluation.segmentor import OpenVocabSegmentor
+from clearclip.methods import METHODS
 from clearclip.segmenter import Segmenter
 from clearclip.text import TextEmbeddings
 from clearclip.vocabulary import load_vocabulary
@@ -134,7 +139,7 @@ def measure(segmenter, dataset, vocabulary, first, data):
         ("cfg_voc21", "cls_voc21.txt", 0, {"threshold": 0.5}),
         ("cfg_city_scapes", "cls_city_scapes.txt", 0, {"crop": 224}),
         ("sclip/cfg_voc21", "sclip/cls_voc21.txt", 0, {
-            "method": "SCLIP", "short_side": 336, "crop": 224, "stride": 112, "temperature": 65, "threshold": 0.1,
+            "method": "SCLIP", "short_side": 336, "crop": 224, "stride": 112, "logit_scale": 65, "threshold": 0.1,
             "area_threshold": 0.1,
         }),
         ("naclip/cfg_voc20", "sclip/cls_voc20.txt", 1, {"method": "NACLIP", "short_side": 336, "crop": 0}),
@@ -159,12 +164,12 @@ def test_batches_do_not_change_scores(evaluate):
 
 
 def test_config_may_be_an_option_and_any_key_overridden(tiny_folder):
-    options = ["test_dataloader.dataset.pipeline.1.scale=(2048,224)", "test_dataloader.num_workers=0"]
+    options = ["model.short_side=224", "test_dataloader.num_workers=0"]
     options += ["model.device=cpu", "model.templates=single", "model.crop=224", "model.threshold=0.3"]
     arguments = ["--config", str(CONFIGS / "cfg_voc21.py"), "--backbone", f"local-dir:{tiny_folder}"]
     main([*arguments, "--results", "mine/table.xlsx", "--work-dir", "run", "--cfg-options", *options])
     settings = read_result("run/result.json")["settings"]
-    expected = {"short_side": 224, "crop": 224, "stride": 224, "threshold": 0.3, "temperature": 50}
+    expected = {"short_side": 224, "crop": 224, "stride": 224, "threshold": 0.3, "logit_scale": 50}
     assert settings.items() >= expected.items()
     assert len(runs("mine/table.xlsx")) == 1
     assert not Path("results.xlsx").exists()
@@ -236,12 +241,14 @@ def test_data_root_may_be_empty_or_in_the_home_folder(variable, place, fails, mo
         (["--method", "ClearCLIP:residual"], {}, "must be written key=value"),
         (["--backbone", "ViT-Z"], {}, "unknown backbone 'ViT-Z'; use one of ViT-B-32,"),
         (["--backbone", "RN50"], {}, "backbone RN50 is not supported"),
-        (["--backbone", "local-dir:nowhere"], {}, "nowhere is not an OpenCLIP model folder"),
+        (["--backbone", "local-dir:nowhere"], {}, "nowhere is not a model folder that can be used"),
         (["--text-embeddings", "nowhere.safetensors"], {}, "nowhere.safetensors do not exist"),
         (["--launcher", "pytorch"], {}, "dist_test.sh"),
         ([], {"temprature": 40}, "no setting model.temprature"),
-        ([], {"temperature": "hot"}, "model.temperature must be a number"),
-        ([], {"temperature.x": 1}, "--cfg-options do not fit"),
+        ([], {"temperature": "hot"}, "model.logit_scale must be a number"),
+        ([], {"logit_scale": "hot"}, "model.logit_scale must be a number"),
+        ([], {"logit_scale.x": 1}, "--cfg-options model.logit_scale.x=1 fits nothing"),
+        ([], {"short_side": -1}, "model.short_side must be a whole number"),
         ([], {"batch_size": 0}, "batch_size must be 1 or more"),
         ([], {"precision": "fp12"}, "unknown precision 'fp12'"),
         ([], {"stride": 0}, "stride 0"),
@@ -266,7 +273,7 @@ PIPELINE = "test_dataloader.dataset.pipeline"
     ("option", "message"),
     [
         ("temperature=40", "has no temperature; did you mean model.temperature?"),
-        ("model_.temperatur=40", "has no model_; did you mean model.temperature?"),
+        ("model_.logit_scal=40", "has no model_; did you mean model.logit_scale?"),
         ("num_workers=0", "did you mean test_dataloader.num_workers?"),
         ("foo.bar=1", "has no foo; there are default_scope,"),
         ("benchmark=1", "--cfg-options do not fit"),
@@ -275,7 +282,9 @@ PIPELINE = "test_dataloader.dataset.pipeline"
         ("test_evaluator=1", "cannot be built"),
         ("default_hooks=1", "cannot be built"),
         (f"{PIPELINE}=1", "--cfg-options do not fit"),
-        (f"{PIPELINE}.1.scale=foo", "Resize needs scale=(longest side, short side), not 'foo'"),
+        (f"{PIPELINE}.1.scale=foo", "leave out Resize and its scale, and set model.short_side=448"),
+        (f"{PIPELINE}.1.scale=(2048,336)", "leave out Resize and its scale, and set model.short_side=336"),
+        ("test_dataloader.drop_last=True", "test_dataloader.drop_last leaves images out"),
         (f"{PIPELINE}.0.type=Foo", "Foo"),
         ("test_dataloader.sampler.type=Foo", "Foo"),
         ("test_dataloader.dataset.type=Foo", "Foo"),
@@ -297,17 +306,16 @@ def own_config(data, name="voc21", root=None):
     """A config of the tiny benchmark that keeps the size of its images; the data may lie elsewhere."""
     Path("mine.py").write_text(f"""
 _base_ = "{CONFIGS}/cfg_{name}.py"
-model = dict(templates="single", device="cpu")
+model = dict(templates="single", device="cpu", short_side=0)
 test_dataloader = dict(num_workers=0, dataset=dict(
     data_root="{root or data}/VOCdevkit/VOC2012",
-    pipeline=[dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"), dict(type="PackSegInputs")],
 ))
 """)
     return "mine.py"
 
 
 @pytest.mark.parametrize("resize", ["cv2", "device"])
-def test_without_a_resize_images_keep_their_size(resize, tiny_folder, tiny_backbone, data):
+def test_a_short_side_of_0_keeps_the_size_of_images(resize, tiny_folder, tiny_backbone, data):
     options = ["--work-dir", "run", "--cfg-options", f"model.resize={resize}"]
     main([own_config(data), "--backbone", f"local-dir:{tiny_folder}", *options])
     result = read_result("run/result.json")
@@ -339,6 +347,18 @@ def spoil_size(image, labels):
     return f"label map {labels} is 10x20, its image 75x50"
 
 
+def spoil_bits(image, labels):
+    array = np.asarray(Image.open(labels)).astype(np.uint16)
+    array[array == 255] = 261
+    Image.fromarray(array).save(labels)
+    return f"label map {labels} holds 261, which is none of the 21 classes"
+
+
+def spoil_colour(image, labels):
+    Image.open(labels).convert("RGB").save(labels)
+    return f"label map {labels} is a picture in colour"
+
+
 def spoil_values(image, labels):
     array = np.asarray(Image.open(labels)).copy()
     array[0] = 99
@@ -347,14 +367,18 @@ def spoil_values(image, labels):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "workers"), [(spoil_image, 2), (spoil_image, 0), (spoil_labels, 0), (spoil_size, 0), (spoil_values, 0)]
+    ("spoil", "workers"),
+    [
+        (spoil_image, 2),
+        *((spoil, 0) for spoil in (spoil_image, spoil_labels, spoil_size, spoil_values, spoil_bits, spoil_colour)),
+    ],
 )
 def test_files_that_spoil_a_run_are_named(spoil, workers, tiny_folder, data, damaged, tmp_path, capfd):
     message = spoil(*damaged)
     config = own_config(data, root=tmp_path / "spoilt")
     with pytest.raises(SystemExit) as exit:
         main([
-            config, "--backbone", f"local-dir:{tiny_folder}", "--show-dir", "show", "--cfg-options",
+            config, "--backbone", f"local-dir:{tiny_folder}", "--cfg-options",
             f"test_dataloader.num_workers={workers}",
         ])  # fmt: skip
     assert exit.value.code == 2
@@ -362,14 +386,13 @@ def test_files_that_spoil_a_run_are_named(spoil, workers, tiny_folder, data, dam
     assert not Path("results.xlsx").exists()
 
 
-def test_an_altered_protocol_is_marked_and_not_compared(tiny_folder, data, monkeypatch):
+def test_an_altered_protocol_is_marked_and_not_compared(tiny_folder, tiny_backbone, data, monkeypatch):
     """The tiny weights pass for OpenAI's, the config has a number for them."""
     config = own_config(data)
     source = Path(config).read_text()
     numbers = f"benchmark = dict(published={{'{tiny_folder.name}': dict(ClearCLIP=50.0)}})"
     Path(config).write_text(f"{source}\n{numbers}\n")
-    monkeypatch.setattr(evaluation, "EMBEDDED", find_backbone(
-        load_config(config, {"backbone": f"local-dir:{tiny_folder}"})).tag)  # fmt: skip
+    monkeypatch.setattr(evaluation, "EMBEDDED", tiny_backbone.tag)
 
     def evaluate(*options):
         before = set(Path().glob("work_dirs/**/result.json"))
@@ -379,13 +402,13 @@ def test_an_altered_protocol_is_marked_and_not_compared(tiny_folder, data, monke
 
     plain, folder = evaluate()
     assert (plain["published"], plain["settings"]["altered"]) == (50, [])
-    altered, altered_folder = evaluate("model.temperature=40", f"model.vocabulary={CONFIGS}/sclip/cls_voc21.txt")
+    altered, altered_folder = evaluate("model.logit_scale=40", f"model.vocabulary={CONFIGS}/sclip/cls_voc21.txt")
     assert (altered["published"], altered["published_source"]) == (None, None)
-    assert altered["settings"]["altered"] == ["temperature", "vocabulary"]
-    assert altered_folder.name == f"{folder.name}_temperature=40_vocabulary=cls_voc21"
+    assert altered["settings"]["altered"] == ["logit_scale", "vocabulary"]
+    assert altered_folder.name == f"{folder.name}_logit_scale=40_vocabulary=cls_voc21"
     main([f"{altered_folder}/config.py", "--work-dir", "again"])
     again = read_result("again/result.json")
-    assert (again["published"], again["settings"]["altered"]) == (None, ["temperature", "vocabulary"])
+    assert (again["published"], again["settings"]["altered"]) == (None, ["logit_scale", "vocabulary"])
     header, *rows = openpyxl.load_workbook("results.xlsx")["table"].values
     assert {row[header.index("protocol")] for row in rows} == {"clearclip", "clearclip*"}
 
@@ -400,23 +423,24 @@ def test_an_altered_protocol_is_marked_and_not_compared(tiny_folder, data, monke
     [
         ({"model.resize": "device", "model.device": "cpu", "model.window_batch": 2, "model.compile": False}, {}),
         ({"test_dataloader.batch_size": 1, "model.text_embeddings": "a.safetensors", "model.temperature": 50}, {}),
-        ({f"{PIPELINE}.1.scale": (2048, 336)}, {"short_side": 336}),
+        ({"model.short_side": 336}, {"short_side": 336}),
+        ({"model.temperature": 40}, {"logit_scale": 40}),
         ({"model.area_threshold": 0.1, "model.threshold": 0.2}, {"area_threshold": 0.1, "threshold": 0.2}),
         ({"model.crop": 224, "model.stride": 112}, {"crop": 224, "stride": 112}),
         ({"model.templates": "imagenet7"}, {"templates": "imagenet7"}),
     ],
 )
 def test_what_alters_a_protocol(options, altered):
-    config = load_config(str(CONFIGS / "cfg_voc20.py"), overrides=options)
-    assert config.benchmark.get("altered", {}) == altered
+    run = load_config("voc20", overrides=options)
+    assert run.altered == altered
     suffix = "".join(f"_{key}={value}" for key, value in sorted(altered.items()))
-    assert default_work_dir(config).name == f"ClearCLIP_ViT-B-16_openai{suffix}"
+    assert default_work_dir(run).name == f"ClearCLIP_ViT-B-16_openai{suffix}"
 
 
 def test_an_altered_pipeline_has_a_short_name():
-    config = load_config(str(CONFIGS / "cfg_voc20.py"), overrides={f"{PIPELINE}.1.keep_ratio": False})
-    assert list(config.benchmark.altered) == ["pipeline"]
-    assert re.fullmatch(r"ClearCLIP_ViT-B-16_openai_pipeline=[0-9a-f]{8}", default_work_dir(config).name)
+    run = load_config("voc20", overrides={f"{PIPELINE}.1.reduce": False})
+    assert list(run.altered) == ["pipeline"]
+    assert re.fullmatch(r"ClearCLIP_ViT-B-16_openai_pipeline=[0-9a-f]{8}", default_work_dir(run).name)
 
 
 def test_option_without_value(capsys):
@@ -429,7 +453,7 @@ def test_option_without_value(capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "config mine.py does not exist"),
+        (None, "config mine.py does not exist; give a file, or a name such as voc20 or sclip/voc20"),
         ("model = dict(", "mine.py is no benchmark config"),
         ("model = dictionary()", "mine.py is no benchmark config (name 'dictionary' is not defined)"),
         ("model = dict(method='CLIP')", "mine.py is no benchmark config"),
@@ -513,18 +537,100 @@ def test_workers_only_decode_where_images_are_resized_on_the_device(evaluate, fa
     evaluate("cfg_voc20", resize="device")
     assert [tuple(image.shape[1:]) for image in seen] == list(SHAPES.values())
     assert "unknown resize 'gpu'; use cv2 or device" in fails("cfg_voc20", resize="gpu")
-    stretched = ["--cfg-options", "test_dataloader.dataset.pipeline.1.scale=(1024,448)", "model.resize=device"]
+
+
+def test_what_decides_whether_runs_share_a_backbone():
+    def settings(**model):
+        return backbone_settings(load_config("voc20", model))
+
+    assert settings() == settings(method="CLIP", crop=224) | {"compile": False}
+    for model in ({"device": "cpu"}, {"precision": "bf16"}, {"compile": True}, {"backbone": "ViT-L-14"}):
+        assert settings(**model) != settings()
+
+
+def test_a_config_by_its_name_and_protocol(tiny_folder, evaluate):
+    def settings(*arguments):
+        main([*arguments, "--backbone", f"local-dir:{tiny_folder}", *OPTIONS])
+        return read_result("run/result.json")
+
+    plain = settings("voc20")
+    assert scores(plain) == scores(evaluate("cfg_voc20"))
+    assert Path(plain["config"]) == CONFIGS / "cfg_voc20.py"
+    assert settings("--datasets", "voc20", "--methods", "ClearCLIP", "--protocol", "clearclip")["mIoU"] == plain["mIoU"]
+    one, two = settings("naclip/voc20"), settings("voc20", "--protocol", "naclip")
+    assert scores(one) == scores(two) != scores(plain)
+    assert (one["method"], one["protocol"]) == ("NACLIP", "naclip")
+
+
+OPTIONS = [
+    "--work-dir",
+    "run",
+    "--device",
+    "cpu",
+    "--cfg-options",
+    "model.templates=single",
+    "test_dataloader.num_workers=0",
+]
+
+
+@pytest.mark.parametrize("whole", [1449, None])
+def test_a_limit_is_marked_as_a_part(whole, tiny_folder, data, capsys):
+    Path("mine.py").write_text(f"_base_ = 'voc21'\nbenchmark = dict(images={whole})")
+    main(["mine.py", "--backbone", f"local-dir:{tiny_folder}", "--limit", "2", *OPTIONS])
+    part = read_result("run/result.json")
+    assert (part["images"], part["benchmark_images"]) == (2, whole or 3)
+    assert "(2 img)" in capsys.readouterr().out
+    main(["run/config.py", "--work-dir", "again"])
+    assert scores(read_result("again/result.json")) == scores(part)
+    assert default_work_dir(load_config("voc21", limit=2)).name == "ClearCLIP_ViT-B-16_openai_images=2"
+
+    main(["mine.py", "--backbone", f"local-dir:{tiny_folder}", "--limit", "99", *OPTIONS])
+    assert read_result("run/result.json")["images"] == 3
     with pytest.raises(SystemExit):
-        main([str(CONFIGS / "cfg_voc20.py"), *stretched])
+        main(["mine.py", "--limit", "0"])
+    assert "--limit: must be a whole number above 0, not '0'" in capsys.readouterr().err
 
 
-def test_a_backbone_is_kept_only_as_it_is_asked_for(tiny_folder):
-    def find(**settings):
-        settings = {f"model.{key}": value for key, value in settings.items()}
-        config = load_config(str(CONFIGS / "cfg_voc20.py"), {"backbone": f"local-dir:{tiny_folder}"}, settings)
-        return find_backbone(config)
+def test_precision_and_methods_of_ones_own(tiny_folder, monkeypatch, tmp_path, capsys):
+    METHODS.entries()
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))  # other tests list what there is
+    source = "from clearclip.methods import register\nfrom clearclip.methods.final_block import FinalBlock\n"
+    for name in ("first", "second"):
+        (tmp_path / f"own_{name}.py").write_text(f"{source}register('Own{name}', FinalBlock, 'as ClearCLIP')")
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("mine.py").write_text("_base_ = 'voc20'\ncustom_imports = dict(imports=['own_second'])")
+    for method, arguments in (("Ownfirst", ["voc20", "--import", "own_first"]), ("Ownsecond", ["mine.py"])):
+        main(
+            [*arguments, "--backbone", f"local-dir:{tiny_folder}", "--method", method, "--precision", "bf16", *OPTIONS]
+        )
+        result = read_result("run/result.json")
+        assert (result["method"], result["precision"]) == (method, "bfloat16")
+    with pytest.raises(SystemExit):
+        main(["voc20", "--import", "own_third"])
+    assert "module own_third cannot be imported" in capsys.readouterr().err
 
-    plain = find(device="cpu")
-    assert find(device="cpu") is plain
-    assert [find(device="cpu", compile=compile).compiled for compile in (True, False)] == [True, False]
-    assert find(device="cpu", precision="bf16").dtype == torch.bfloat16
+
+def test_an_evaluation_leaves_no_trace(tiny_folder, data):
+    settings = {"backbone": f"local-dir:{tiny_folder}", "device": "cpu", "templates": "single"}
+    run = load_config("voc20", settings, {"test_dataloader.num_workers": 0})
+    config, variables = copy.deepcopy(run.config), dict(os.environ)
+    first = evaluation.evaluate(run, "one")
+    assert run.config == config
+    assert dict(os.environ) == variables
+    assert scores(evaluation.evaluate(run, "two")) == scores(first)
+
+
+def test_mmengine_runs_a_config_by_itself(tiny_folder, evaluate):
+    """Without our `evaluate`: the same digits."""
+    expected = evaluate("cfg_voc21")
+    settings = {"backbone": f"local-dir:{tiny_folder}", "device": "cpu", "templates": "single"}
+    loaded = load_config("voc21", settings, {"test_dataloader.num_workers": 0}).config
+    read = Config.fromfile(CONFIGS / "cfg_voc21.py")
+    read.merge_from_dict({f"model.{key}": value for key, value in settings.items()})
+    for config in (Config(loaded), read):
+        config.work_dir = "plain"
+        metrics = Runner.from_cfg(config).test()
+        assert {key: metrics[key] for key in SCORES[:3]} == {key: expected[key] for key in SCORES[:3]}
+        assert [value for value in metrics["IoU"].values() if value == value] == [
+            value for value in expected["per_class_IoU"].values() if value is not None
+        ]

@@ -9,7 +9,9 @@ import openpyxl
 import pytest
 from benchmarks import LAYOUTS, SHAPES, make_benchmark, make_benchmarks, run, single_error
 
-from clearclip.evaluation import run as evaluation
+from clearclip import backbones
+from clearclip.cli.table import config_paths
+from clearclip.errors import UserError
 from clearclip.evaluation.results import as_markdown, read_result, table
 from clearclip.evaluation.segmentor import OpenVocabSegmentor
 from eval_all import main
@@ -17,7 +19,7 @@ from eval_all import main
 ROOT = Path(__file__).parents[1]
 FAST = [
     "--cfg-options", "model.device=cpu", "model.templates=single", "test_dataloader.num_workers=0",
-    "test_dataloader.dataset.pipeline.1.scale=(2048,112)",
+    "model.short_side=112",
 ]  # fmt: skip
 
 
@@ -56,12 +58,11 @@ def test_all_benchmarks_through_the_command_line(tiny_folder, tmp_path, tmp_path
 def test_each_backbone_is_loaded_once(tiny_folder, data, tmp_path, monkeypatch, capsys):
     other = shutil.copytree(tiny_folder, tmp_path / "other")
     loaded = []
-    load = evaluation.load_backbone
-    monkeypatch.setattr(evaluation, "load_backbone", lambda name, *rest: loaded.append(name) or load(name, *rest))
-    evaluation._backbone.cache_clear()
-    backbones = [f"local-dir:{tiny_folder}", f"local-dir:{other}"]
-    main(["--backbones", *backbones, "--methods", "CLIP", "ClearCLIP", "--datasets", "voc20", "voc21", *FAST])
-    assert loaded == backbones
+    load = backbones.load_backbone
+    monkeypatch.setattr(backbones, "load_backbone", lambda name, **rest: loaded.append(name) or load(name, **rest))
+    names = [f"local-dir:{tiny_folder}", f"local-dir:{other}"]
+    main(["--backbones", *names, "--methods", "CLIP", "ClearCLIP", "--datasets", "voc20", "voc21", *FAST])
+    assert loaded == names
     assert len(results()) == 8
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("CLIP", "ClearCLIP"))]
     assert sorted(row[:2] for row in rows) == sorted(
@@ -166,8 +167,10 @@ def test_protocols_paths_and_text_embeddings(tiny_folder, data, tiny_backbone):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--datasets", "voc22"], "cfg_voc22.py; protocol 'clearclip' has ade20k,"),
-        (["--protocol", "clip"], "protocol 'clip' has no configs at all"),
+        (["--datasets", "voc22"], "no config 'voc22': protocol clearclip has ade20k,"),
+        (["--datasets", "voc22", "--protocol", "all"], "no config 'voc22': protocol clearclip has ade20k,"),
+        (["--protocol", "clip"], "unknown protocol 'clip'; use one of clearclip, cliper,"),
+        (["--import", "not_a_module"], "module not_a_module cannot be imported"),
         (["--methods", "CLIP", "CLAP"], "unknown method 'CLAP'"),
         (["--methods", "CLIP", "ClearCLIP:foo=1"], "no option foo"),
         (["--results", "results.csv"], "let it end in .xlsx"),
@@ -182,3 +185,30 @@ def test_mistakes_are_found_before_any_run(arguments, message, data, capsys):
     assert exit.value.code == 2
     assert message in single_error(capsys.readouterr().err)
     assert not results()
+
+
+def test_all_protocols_of_a_data_set(tiny_folder, data, capsys):
+    main([
+        "--backbones", f"local-dir:{tiny_folder}", "--method", "CLIP", "--protocol", "all", "--datasets", "voc20",
+        "--limit", "1", *FAST,
+    ])  # fmt: skip
+    assert [record["protocol"] for record in results()] == ["clearclip", "cliper", "naclip", "proxyclip", "sclip"]
+    assert {record["images"] for record in results()} == {1}
+    assert capsys.readouterr().out.count("(1 img)") == 5
+
+
+@pytest.mark.parametrize(
+    ("datasets", "protocol", "expected"),
+    [
+        (["voc20", "cfg_voc21.py"], "clearclip", ["cfg_voc20.py", "cfg_voc21.py"]),
+        (["voc20", "sclip/voc21"], "naclip", None),
+        (["naclip/voc20", "voc21"], "clearclip", ["naclip/cfg_voc20.py", "cfg_voc21.py"]),
+        (["context459"], "all", ["cfg_context459.py"]),
+    ],
+)
+def test_names_of_data_sets(datasets, protocol, expected):
+    if expected is None:
+        with pytest.raises(UserError, match="no config 'sclip/voc21': protocol naclip has"):
+            config_paths(datasets, protocol)
+    else:
+        assert config_paths(datasets, protocol) == [ROOT / "configs" / name for name in expected]

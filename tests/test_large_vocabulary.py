@@ -94,7 +94,7 @@ def evaluate(name, data, tiny_folder, monkeypatch, *options):
         str(ROOT / "configs" / f"cfg_{name}.py"), "--backbone", f"local-dir:{tiny_folder}", "--work-dir", str(work),
         "--results", str(data / "results.xlsx"), "--cfg-options", "test_dataloader.num_workers=0",
         "model.templates=single", "model.crop=64", "model.stride=32", *options,
-        "test_dataloader.dataset.pipeline.1.scale=(2048,64)",
+        "model.short_side=64",
     ])  # fmt: skip
     return json.loads((work / "result.json").read_text())
 
@@ -166,10 +166,9 @@ def test_labels_above_255_are_scored(name, request, tiny_folder, monkeypatch):
 
     # Rewrite the ground truth as what was predicted, and ignored pixels: now the score is perfect, unless labels
     # were cut to 8 bits or ignored pixels counted.
-    config = load_config(str(ROOT / "configs" / f"cfg_{name}.py"))
-    dataset = check_dataset(config)
-    sample = dataset.load_data_list()[0]
-    predicted = predict(config, sample["img_path"], tiny_folder)
+    run = load_config(name)
+    sample = check_dataset(run).load_data_list()[0]
+    predicted = predict(run.config, sample["img_path"], tiny_folder)
     assert predicted.max() > 255
     truth = predicted.astype(np.uint16)
     truth[:8] = 65535
@@ -198,7 +197,7 @@ def test_pictures_of_large_vocabularies(context, tiny_folder, monkeypatch):
         str(ROOT / "configs" / "cfg_context459.py"), "--backbone", f"local-dir:{tiny_folder}",
         "--work-dir", "work", "--show-dir", "pictures", "--cfg-options", "test_dataloader.num_workers=0",
         "model.templates=single", "model.crop=64", "model.stride=32",
-        "test_dataloader.dataset.pipeline.1.scale=(2048,64)",
+        "model.short_side=64",
     ])  # fmt: skip
     assert (context / "pictures" / "2008_000003.png").is_file()
 
@@ -206,12 +205,14 @@ def test_pictures_of_large_vocabularies(context, tiny_folder, monkeypatch):
 def test_configs_agree_on_what_is_ignored(monkeypatch, tmp_path):
     monkeypatch.setenv("CLEARCLIP_DATA", str(tmp_path))
     for name, classes in CLASSES.items():
-        config = load_config(str(ROOT / "configs" / f"cfg_{name}.py"))
+        run = load_config(name)
+        config = run.config
         assert config.test_evaluator.ignore_index == ignored(classes)
+        assert config.test_dataloader.dataset.pipeline[1].ignore_index == ignored(classes)
         dataset = config.test_dataloader.dataset
         assert Path(config.model.vocabulary) == Path(dataset.data_root) / dataset.class_file
         with pytest.raises(UserError, match=f"data set {name} not found: no file .*; see datasets/README"):
-            check_dataset(config)
+            check_dataset(run)
 
 
 def test_missing_class_file_is_named(context, monkeypatch):
@@ -219,7 +220,7 @@ def test_missing_class_file_is_named(context, monkeypatch):
     path = context / "VOCdevkit" / "VOC2010" / "cls_context459.txt"
     path.unlink()
     with pytest.raises(UserError, match=f"no file {path}; see"):
-        check_dataset(load_config(str(ROOT / "configs" / "cfg_context459.py")))
+        check_dataset(load_config("context459"))
 
 
 @pytest.mark.parametrize("damage", [b"no picture", None])

@@ -59,7 +59,7 @@ def evaluate(tiny_folder, tmp_path):
         main([
             str(CONFIGS / f"{config}.py"), "--backbone", f"local-dir:{tiny_folder}", *arguments,
             "--work-dir", str(tmp_path), "--results", str(tmp_path / "results.xlsx"), "--cfg-options",
-            f"test_dataloader.dataset.pipeline.1.scale=(2048,{side})", f"test_dataloader.batch_size={batch_size}",
+            f"model.short_side={side}", f"test_dataloader.batch_size={batch_size}",
             "test_dataloader.num_workers=0", "model.device=cpu",
             *(f"model.{key}={value}" for key, value in settings.items()),
         ])  # fmt: skip

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from PIL import Image
 
 import clearclip.evaluation  # noqa: F401, installs what mmseg needs
 from clearclip.evaluation.datasets import check_dataset
+from clearclip.evaluation.run import load_config
 from clearclip.vocabulary import load_vocabulary
 
 # isort: split
@@ -83,8 +83,9 @@ def test_readme_names_every_image_and_its_licence():
 
 def test_config_reads_the_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it lies beside the config, wherever one stands
-    config = Config.fromfile(ROOT / "configs/cfg_sanity.py", import_custom_modules=False)
-    check_dataset(config)
+    run = load_config("sanity")
+    check_dataset(run)
+    config = run.config
     with DefaultScope.overwrite_default_scope("mmseg"):
         dataset = DATASETS.build(config.test_dataloader.dataset)
     assert len(dataset) == config.benchmark.images == len(IMAGES)

@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from mmengine.structures import PixelData
 from PIL import Image
 
+from clearclip.errors import UserError
 from clearclip.evaluation.results import write_result
 from clearclip.evaluation.segmentor import ClassIoUMetric, OpenVocabSegmentor, SaveOverlayHook
 from clearclip.segmenter import Segmenter
@@ -67,7 +68,8 @@ def test_pixels_are_counted_as_integers():
     """In float32, 2²⁴ + 1 is 2²⁴."""
     areas = np.zeros((2, 4, len(CLASSES)), np.int64)
     areas[:, :, 0] = (2**24,) * 4, (0, 1, 1, 1)
-    assert metric().compute_metrics(list(areas))["IoU"]["cat"] == 100 * 2**24 / (2**24 + 1) < 100
+    counts = [np.append(area, [0, 0]) for area in areas]
+    assert metric().compute_metrics(counts)["IoU"]["cat"] == 100 * 2**24 / (2**24 + 1) < 100
 
 
 @st.composite
@@ -85,10 +87,12 @@ def label_maps(draw):
 def test_areas_are_mmsegs(drawn):
     """A label that is no class, such as CLIPer's 255, misses where the truth is a class and adds to no prediction."""
     classes, ignored, labels, truth = drawn
-    areas = ClassIoUMetric.intersect_and_union(labels, truth, classes, ignored)
+    counts = ClassIoUMetric.intersect_and_union(labels, truth, classes, ignored)
     expected = IoUMetric.intersect_and_union(labels, truth, classes, ignored)
-    assert areas.dtype == torch.int64
-    assert torch.equal(areas, torch.stack(expected).long())
+    assert counts.dtype == torch.int64
+    assert torch.equal(counts[:-2].view(4, classes), torch.stack(expected).long())
+    no_class = ((truth < 0) | (truth >= classes)) & (truth != ignored)
+    assert counts[-2:].tolist() == [no_class.sum(), (truth == ignored).sum()]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +142,7 @@ def images():
     return [random.integers(0, 256, shape, np.uint8) for shape in ((70, 96, 3), (64, 48, 3))]
 
 
-@pytest.mark.parametrize("resize", [{}, {"resize": "cv2", "short_side": 80}, {"resize": "device", "short_side": 80}])
+@pytest.mark.parametrize("resize", [{"short_side": 0}, {"short_side": 80}, {"resize": "device", "short_side": 80}])
 def test_segmentor_gives_the_labels_of_a_segmenter(resize, tiny_backbone, images, tmp_path):
     classes = tmp_path / "classes.txt"
     classes.write_text("cat\ndog, puppy\nsky\n")
@@ -149,25 +153,101 @@ def test_segmentor_gives_the_labels_of_a_segmenter(resize, tiny_backbone, images
 
     segmentor = OpenVocabSegmentor(str(classes), **settings, **resize)
     samples = segmentor.test_step({"inputs": bgr, "data_samples": [data_sample(image) for image in images]})
-    segmenter = Segmenter(**settings, **{"short_side": 0} | resize)
+    segmenter = Segmenter(**settings, **resize)
     for sample, image in zip(samples, images):
         expected = segmenter(image, ["cat", "dog, puppy", "sky"]).labels
         np.testing.assert_array_equal(sample.pred_sem_seg.data[0].numpy(), expected)
         assert len(np.unique(expected)) > 1
+        assert sample.finite
 
 
-def test_pictures_show_image_truth_and_prediction(images, tmp_path):
-    path = tmp_path / "photo.png"
-    Image.fromarray(images[0]).save(path)
-    sample = data_sample(images[0], path)
+def strange(truth, **extra):
+    """A sample whose ground truth is `truth` [H, W], with a prediction of zeros."""
+    return sample(truth, np.zeros_like(truth)) | {"img_path": "a.jpg", "seg_map_path": "a.png"} | extra
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({}, r"label map a\.png holds 261, which is none of the 4 classes \(0 to 3\) nor the ignored 255; convert"),
+        ({"reduce_zero_label": True}, r"a\.png holds 262, which is none of the 4 classes \(1 to 4\)"),
+        ({"finite": torch.tensor(False)}, r"scores are not finite from a\.jpg on: use precision fp32"),
+    ],
+)
+def test_what_spoils_a_run_is_found_a_batch_later_or_at_the_end(extra, message):
+    truth = np.array([[0, 1], [261, 255]], np.uint16)
+    counted = metric()
+    counted.process({}, [strange(np.zeros((2, 2), np.uint8)), strange(truth, **extra)])
+    with pytest.raises(UserError, match=message):
+        counted.process({}, [strange(np.zeros((2, 2), np.uint8))])
+    counted = metric()
+    counted.process({}, [strange(truth, **extra)])
+    with pytest.raises(UserError, match=message):
+        counted.evaluate(1)
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+def test_an_ignored_label_is_not_strange(reduce):
+    counted = metric()
+    counted.process({}, [strange(np.array([[0, 255]], np.uint8), reduce_zero_label=reduce, finite=torch.tensor(True))])
+    assert counted.evaluate(1)["IoU"]["cat"] == 100
+
+
+def test_sizes_must_agree():
+    one = sample(np.zeros((4, 6), np.uint8), np.zeros((6, 4), np.uint8)) | {"seg_map_path": "a.png"}
+    with pytest.raises(UserError, match=r"label map a\.png is 4x6, its image 6x4; convert it again"):
+        metric().process({}, [one])
+
+
+@pytest.mark.parametrize(
+    ("classes", "truth", "message"),
+    [
+        (4, [[255, 255]], "no pixel has a label: the label maps hold nothing but the ignored 255"),
+        (2, [[0, 255]], "nothing but class 0 and the ignored 255; in masks of 0 and 255, write 1 for 255"),
+    ],
+)
+def test_label_maps_that_say_nothing(classes, truth, message):
+    counted = metric()
+    counted.dataset_meta = {"classes": CLASSES[:classes]}
+    counted.process({}, [strange(np.array(truth, np.uint8))])
+    with pytest.raises(UserError, match=message):
+        counted.evaluate(1)
+
+
+def test_every_image_must_be_counted():
+    counted = metric()
+    counted.process({}, [strange(np.zeros((2, 2), np.uint8))])
+    with pytest.raises(UserError, match="1 of 3 images were counted; let the sampler and loader give all"):
+        counted.evaluate(3)
+
+
+@pytest.fixture
+def runner(tmp_path):
+    dataset = SimpleNamespace(metainfo={"classes": ("cat", "dog")}, data_prefix={"img_path": str(tmp_path / "images")})
+    return SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset))
+
+
+def predicted(image, path, label=1):
+    """The batch and the data sample of an image, all of it labelled `label`."""
+    sample = data_sample(image, path)
+    sample.pred_sem_seg = PixelData(data=torch.full((1, *image.shape[:2]), label, dtype=torch.uint8))
+    return {"inputs": [torch.from_numpy(image).flip(2).permute(2, 0, 1)]}, [sample]
+
+
+def test_pictures_show_image_truth_and_prediction(images, runner, tmp_path):
+    batch, (sample,) = predicted(images[0], tmp_path / "images/town/photo.jpg")
     sample.gt_sem_seg.data[:, :30] = 255
-    sample.pred_sem_seg = PixelData(data=torch.ones(1, 70, 96, dtype=torch.uint8))
-    dataset = SimpleNamespace(metainfo={"classes": ("cat", "dog")})
-    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset))
-
-    SaveOverlayHook(str(tmp_path / "show")).after_test_iter(runner, 0, outputs=[sample])
-    with Image.open(tmp_path / "show" / "photo.png") as picture:
+    SaveOverlayHook(str(tmp_path / "show")).after_test_iter(runner, 0, batch, [sample])
+    with Image.open(tmp_path / "show/town/photo.png") as picture:
         assert picture.width > 3 * 96
         pixels = np.asarray(picture.convert("RGB"))
     top, left = np.argwhere((pixels == images[0][0, 0]).all(axis=-1))[0]
     np.testing.assert_array_equal(pixels[top : top + 70, left : left + 96], images[0])
+
+
+def test_a_picture_that_cannot_be_saved_is_said_once(images, runner, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for hook, label in ((SaveOverlayHook(str(tmp_path / "show")), 7), (SaveOverlayHook(str(tmp_path / "file")), 1)):
+        for _ in range(2):
+            hook.after_test_iter(runner, 0, *predicted(images[0], tmp_path / "images/a.jpg", label))
+        assert capsys.readouterr().err.count("the evaluation goes on") == 1

@@ -1,19 +1,21 @@
-"""The benchmarks MMSegmentation lacks, and checks that a benchmark is on the disk and its files are sound."""
+"""The benchmarks MMSegmentation lacks, and checks that a benchmark is on the disk before anything slow is done."""
 
 import contextlib
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-from mmengine.config import Config
 from mmseg.datasets import BaseSegDataset, COCOStuffDataset, PascalVOCDataset
-from mmseg.datasets.transforms import LoadAnnotations
-from mmseg.registry import DATASETS, TRANSFORMS
-from PIL import Image
+from mmseg.registry import DATASETS
 
 from clearclip.errors import UserError
-from clearclip.segmenter import read_image
 from clearclip.vocabulary import load_vocabulary
+
+if TYPE_CHECKING:
+    from clearclip.evaluation.run import Run
+
+PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 @DATASETS.register_module()
@@ -48,55 +50,16 @@ class LargeVocabularyDataset(BaseSegDataset):
         super().__init__(metainfo=dict(classes=classes), data_root=data_root, ignore_index=ignore_index, **kwargs)
 
 
-@TRANSFORMS.register_module()
-class LoadAnnotations16(LoadAnnotations):
-    """MMSeg's LoadAnnotations for label maps of 16 bits, of which that one keeps 8. Labels are taken as they stand."""
-
-    def _load_seg_map(self, results: dict) -> None:
-        path = results["seg_map_path"]
-        try:
-            with Image.open(path) as image:
-                labels = np.array(image)
-        except Exception as error:  # what a damaged file raises has no common base in Pillow
-            raise UserError(f"cannot read {path} ({error}); convert it again, see datasets/README.md") from error
-        if labels.ndim != 2 or labels.dtype.kind not in "ui":
-            raise UserError(f"{path} is not a map of labels, one integer a pixel; see datasets/README.md")
-        results["gt_seg_map"] = labels
-        results["seg_fields"].append("gt_seg_map")
-
-
-class CheckedPipeline:
-    """A data set's pipeline that raises UserError, naming the file, for what would spoil a run.
-
-    That is an image or a label map that cannot be read, a label map of another size than its image, and a label
-    that is neither one of the classes nor `ignore_index`.
-    """
-
-    def __init__(self, pipeline, classes: int, ignore_index: int):
-        self.pipeline, self.classes, self.ignore_index = pipeline, classes, ignore_index
-
-    def __call__(self, results: dict) -> dict:
-        image, label_map = results["img_path"], results["seg_map_path"]
-        remedy = "convert it again, see datasets/README.md"
-        try:
-            packed = self.pipeline(results)
-        except UserError:
-            raise
-        except Exception as error:  # what a damaged file raises has no common base
-            read_image(image)  # says so where the image is at fault
-            raise UserError(f"cannot read label map {label_map} ({one_line(error)}); {remedy}") from error
-        sample = packed["data_samples"]
-        truth = sample.gt_sem_seg.data  # [1, H, W]
-        if truth.shape[1:] != sample.ori_shape:
-            sizes = ("x".join(map(str, shape)) for shape in (truth.shape[1:], sample.ori_shape))
-            raise UserError("label map {} is {}, its image {}; {}".format(label_map, *sizes, remedy))
-        strange = truth[((truth < 0) | (truth >= self.classes)) & (truth != self.ignore_index)]
-        if len(strange):
-            raise UserError(
-                f"label map {label_map} holds {strange[0]}, which is none of the {self.classes} classes (0 to "
-                f"{self.classes - 1}) nor the ignored {self.ignore_index}; {remedy}"
-            )
-        return packed
+@contextlib.contextmanager
+def building(run: "Run"):
+    """Turn what MMEngine raises for a config that it cannot build into a UserError."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise UserError(
+            f"{run.path} cannot be built as it stands, with its overrides ({one_line(error)}); see configs/README.md "
+            "for the keys"
+        ) from error
 
 
 def one_line(error: Exception) -> str:
@@ -104,44 +67,75 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-@contextlib.contextmanager
-def building(config: Config):
-    """Turn what MMEngine raises for a config that it cannot build into a UserError."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise UserError(
-            f"{config.filename} cannot be built as it stands, with its overrides ({one_line(error)}); see "
-            "configs/README.md for the keys"
-        ) from error
+def check_dataset(run: "Run") -> BaseSegDataset:
+    """The test set, its list of files loaded. Raises UserError, naming what is missing, unless all files are there."""
+    with building(run):
+        return _check_dataset(run)
 
 
-def check_dataset(config: Config) -> BaseSegDataset:
-    """The test set, not yet loaded. Raises UserError, naming what is missing, unless all its files are there."""
-    with building(config):
-        return _check_dataset(config)
-
-
-def _check_dataset(config: Config) -> BaseSegDataset:
-    settings = dict(config.test_dataloader.dataset)
+def _check_dataset(run: "Run") -> BaseSegDataset:
+    name, settings = run.config.benchmark.name, run.config.test_dataloader.dataset
     root = Path(settings["data_root"])
     parts = [*settings["data_prefix"].values(), settings.get("ann_file", ""), settings.get("class_file", "")]
-    _check_exist(config, [root, *(root / part for part in parts)])
-    dataset = DATASETS.build({**settings, "pipeline": [], "lazy_init": True, "_scope_": "mmseg"})
-    samples = dataset.load_data_list()
-    if not samples:
-        raise _not_found(config, f"no image *{dataset.img_suffix} in {dataset.data_prefix['img_path']}")
-    _check_exist(config, (sample[key] for sample in samples for key in ("img_path", "seg_map_path")))
+    _check_exist(name, [root, *(root / part for part in parts)])
+    if settings.get("ann_file"):
+        _check_split(root / settings["ann_file"])
+    dataset = _build(run, serialize_data=False)
+    dataset.full_init()  # its indices choose a part
+    if not dataset.data_list:
+        raise _not_found(name, f"no image *{dataset.img_suffix} in {dataset.data_prefix['img_path']}")
+    _check_exist(name, (sample[key] for sample in dataset.data_list for key in ("img_path", "seg_map_path")))
     return dataset
 
 
-def _check_exist(config, paths) -> None:
+def _check_split(path: Path) -> None:
+    """Raise UserError for a list of images that is no text, has an empty line or names an image twice."""
+    if not path.is_file():
+        return  # MMSegmentation takes all images for a folder
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"split {path} is no UTF-8 text; write one image name a line") from None
+    names = [line.strip() for line in lines]
+    if any(not name or name.startswith("\ufeff") for name in names):
+        raise UserError(f"split {path} has an empty line or begins with a byte order mark; write one name a line")
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"split {path} names {twice} twice, which would count twice; leave one of them out")
+
+
+def left_aside(dataset: BaseSegDataset) -> str:
+    """A sentence about pictures beside those of the data set that it passes over for their suffix, or nothing."""
+    if dataset.ann_file and not Path(dataset.ann_file).is_dir():
+        return ""
+    samples = dataset.load_data_list()
+    taken = {Path(sample[key]) for sample in samples for key in ("img_path", "seg_map_path")}
+    folder = Path(dataset.data_prefix["img_path"])
+    pictures = (path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.name[0] != ".")
+    others = sorted(path for path in pictures if path not in taken)
+    if not others:
+        return ""
+    example, suffix = others[0].name, dataset.img_suffix
+    return f"{len(others)} pictures in {folder} are left aside, such as {example}: img_suffix is {suffix}"
+
+
+def whole_size(run: "Run") -> int:
+    """How many images the test set has, those outside of its `indices` included."""
+    with building(run):
+        return len(_build(run, indices=None).load_data_list())
+
+
+def _build(run: "Run", **settings) -> BaseSegDataset:
+    """The test set with other settings and without its pipeline, its files not yet listed."""
+    settings = {**run.config.test_dataloader.dataset, "pipeline": [], "lazy_init": True, **settings}
+    return DATASETS.build({**settings, "_scope_": "mmseg"})
+
+
+def _check_exist(name: str, paths: Iterable[str | Path]) -> None:
     for path in paths:
         if not Path(path).exists():
-            raise _not_found(config, f"no file {path}")
+            raise _not_found(name, f"no file {path}")
 
 
-def _not_found(config, what) -> UserError:
-    return UserError(
-        f"data set {config.benchmark.name} not found: {what}; see datasets/README.md or set CLEARCLIP_DATA"
-    )
+def _not_found(name: str, what: str) -> UserError:
+    return UserError(f"data set {name} not found: {what}; see datasets/README.md or set CLEARCLIP_DATA")

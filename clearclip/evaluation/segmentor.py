@@ -1,5 +1,7 @@
 """`Segmenter` as an MMSegmentation segmentor, with its metric and a hook that saves what it saw."""
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,31 +16,44 @@ from mmseg.models import BaseSegmentor
 from mmseg.registry import METRICS, MODELS
 from torch import Tensor
 
-from clearclip.segmenter import Segmenter, read_image
+from clearclip.errors import UserError
+from clearclip.evaluation.loading import REMEDY
+from clearclip.segmenter import Segmenter
+from clearclip.visualize import overlay, sheet
 from clearclip.vocabulary import load_vocabulary
+
+
+class AsLoaded(BaseDataPreprocessor):
+    """Leaves a batch where it is: the normalisation belongs to the backbone, and OpenCV resizes on the CPU."""
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        return data
 
 
 @MODELS.register_module()
 class OpenVocabSegmentor(BaseSegmentor):
     """A thin adapter: MMSeg's batch of images in, `pred_sem_seg` at the original sizes out.
 
-    `vocabulary` is a class file, one line for each label of the data set; `settings` are those of `Segmenter`.
-    `short_side` is 0 where the pipeline has resized the images. Those of a batch may differ in size.
+    `vocabulary` is a class file, one line for each label of the data set; `settings` are those of `Segmenter`, which
+    resizes the images. Those of a batch may differ in size.
     """
 
-    def __init__(self, vocabulary: str, short_side: int = 0, **settings):
-        # No preprocessing of MMSeg's: the normalisation belongs to the backbone.
-        super().__init__(data_preprocessor=BaseDataPreprocessor())
-        self.segmenter = Segmenter(**settings, short_side=short_side)
+    def __init__(self, vocabulary: str, **settings):
+        super().__init__(data_preprocessor=AsLoaded())
+        self.segmenter = Segmenter(**settings)
         self.vocabulary = load_vocabulary(vocabulary)
         self.queries = self.segmenter.queries(self.vocabulary)
 
     def predict(self, inputs, data_samples):
-        """A list of BGR images [3, h, w], uint8, to its data samples with `pred_sem_seg` [1, H, W] set."""
-        images = [self.segmenter.resize(image.to(self.segmenter.device).flip(0)) for image in inputs]
-        shapes = [sample.ori_shape for sample in data_samples]
-        for sample, labels in zip(data_samples, self.segmenter.segment(images, shapes, self.queries)):
-            sample.set_data({"pred_sem_seg": PixelData(data=labels[None])})
+        """A list of BGR images [3, H, W], uint8, to its data samples with `pred_sem_seg` [1, H, W] set.
+
+        Their `finite` says whether the scores were, a tensor that the metric reads when the device has come so far.
+        """
+        views = [self.segmenter.view(image.flip(0), sample.ori_shape) for image, sample in zip(inputs, data_samples)]
+        labels, finite = self.segmenter.labels(views, self.queries)
+        for sample, one in zip(data_samples, labels):
+            sample.set_data({"pred_sem_seg": PixelData(data=one[None])})
+            sample.set_metainfo({"finite": finite})
         return data_samples
 
     def encode_decode(self, inputs, batch_data_samples):
@@ -68,6 +83,9 @@ class ClassIoUMetric(IoUMetric):
 
     Returns mIoU, aAcc, mAcc in percent, the mean over classes that occur, and `IoU`, a dict by class name with
     NaN for a class that is neither in the ground truth nor predicted.
+
+    Raises UserError, naming the label map, for a label that is no class nor ignored and for a size that is not its
+    image's; for scores that were not finite; and at the end where no pixel is labelled or an image is missing.
     """
 
     default_prefix = ""
@@ -75,62 +93,129 @@ class ClassIoUMetric(IoUMetric):
     def __init__(self, collect_device="gpu", **kwargs):
         # "gpu" means: through the process group, GPU or not; "cpu" leaves a folder of pickles where we stand.
         super().__init__(collect_device=collect_device, **kwargs)
+        self.unchecked: list[tuple[dict, Tensor]] = []
+        self.size = 0
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        self._check()  # the batch before: the device has counted it by now
+        before = len(self.results)
         for sample in data_samples:
+            labels, truth = sample["pred_sem_seg"], sample["gt_sem_seg"]
+            if labels["data"].shape[-2:] != truth["data"].shape[-2:]:
+                sizes = ("x".join(map(str, part["data"].shape[-2:])) for part in (truth, labels))
+                raise UserError("label map {} is {}, its image {}; {}".format(_label_map(sample), *sizes, REMEDY))
             # MMSeg casts the ground truth to the prediction's type, which must hold the ignored label too.
-            sample["pred_sem_seg"]["data"] = sample["pred_sem_seg"]["data"].int()
+            labels["data"] = labels["data"].int()
         super().process(data_batch, data_samples)
+        self.unchecked = list(zip(data_samples, self.results[before:]))
 
     @staticmethod
     def intersect_and_union(pred_label: Tensor, label: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-        """Areas [4, C], int64, of two label maps [H, W]: intersection, union, prediction and ground truth.
+        """Counts [4C + 2], int64, of two label maps [H, W].
 
-        Pixels that the ground truth ignores do not count; a label outside 0..C-1 is in no class's area.
+        Those of each class's intersection, union, prediction and ground truth, one after the other; then of labels in
+        the ground truth that are no class, and of ignored ones. Pixels that the ground truth ignores count nowhere
+        else; a prediction outside 0..C-1 is in no class's area.
         """
-        pred_label, label = pred_label.int(), label.int()
-        bins = num_classes + 2  # the first and the last take what is no class
-        predicted, true = (labels.clamp(-1, num_classes) + 1 for labels in (pred_label, label))
+        bins = num_classes + 3  # of the ignored, those below the classes, the classes, those above
+        predicted, true = (labels.int().clamp(-1, num_classes) + 2 for labels in (pred_label, label))
         # One histogram of both maps: each bin of the ground truth is split into wrong and right.
         index = torch.stack([2 * true + (true == predicted), 2 * bins + predicted])
         index.masked_fill_(label == ignore_index, 0)
         counts = torch.bincount(index.flatten(), minlength=3 * bins)
-        wrong, right = counts[: 2 * bins].view(bins, 2)[1:-1].T
-        predicted = counts[2 * bins + 1 : -1]
-        return torch.stack([right, predicted + wrong, predicted, wrong + right])
+        wrong, right = counts[: 2 * bins].view(bins, 2).T
+        true = wrong + right
+        strange, ignored = true[1] + true[-1], true[0] // 2  # both rows of the index have the ignored in bin 0
+        right, true, predicted = right[2:-1], true[2:-1], counts[2 * bins + 2 : -1]
+        return torch.cat([right, predicted + true - right, predicted, true, torch.stack([strange, ignored])])
+
+    def _check(self) -> None:
+        """Raise UserError for scores that were not finite, or a label that is no class, in the last batch."""
+        unchecked, self.unchecked = self.unchecked, []
+        for sample, counts in unchecked:
+            if not sample.get("finite", True):
+                raise UserError(
+                    f"scores are not finite from {sample['img_path']} on: use precision fp32, and weights and options "
+                    "without NaN or infinity"
+                )
+            if counts[-2]:
+                raise UserError(self._strange_label(sample))
+
+    def _strange_label(self, sample: dict) -> str:
+        first = int(bool(sample.get("reduce_zero_label")))  # the file's labels, of which the data set takes 1 off
+        classes = len(self.dataset_meta["classes"])
+        truth = sample["gt_sem_seg"]["data"].int()
+        value = truth[((truth < 0) | (truth >= classes)) & (truth != self.ignore_index)][0].item() + first
+        return (
+            f"label map {_label_map(sample)} holds {value}, which is none of the {classes} classes ({first} to "
+            f"{classes - 1 + first}) nor the ignored {self.ignore_index}; {REMEDY}"
+        )
 
     def evaluate(self, size: int) -> dict:
+        self._check()
+        self.size = size
         if self.results:  # copied at once; as arrays, for a pickled tensor takes along those it shares memory with
             self.results = list(torch.stack(self.results).cpu().numpy())
         return super().evaluate(size)
 
     def compute_metrics(self, results: list) -> dict:
-        areas = torch.from_numpy(np.sum(results, axis=0)).double()
-        metrics = self.total_area_to_metrics(*areas, self.metrics, self.nan_to_num, self.beta)
+        classes = [name.strip() for name in self.dataset_meta["classes"]]
+        if len(results) < self.size:
+            raise UserError(f"{len(results)} of {self.size} images were counted; let the sampler and loader give all")
+        counts = torch.from_numpy(np.sum(results, axis=0))
+        areas, ignored = counts[:-2].view(4, len(classes)), int(counts[-1])
+        self._check_truth(areas[3], ignored)
+        metrics = self.total_area_to_metrics(*areas.double(), self.metrics, self.nan_to_num, self.beta)
         iou, accuracy = (torch.as_tensor(metrics[key]).double() * 100 for key in ("IoU", "Acc"))
         return {
             "mIoU": iou.nanmean().item(),
             "aAcc": float(metrics["aAcc"]) * 100,
             "mAcc": accuracy.nanmean().item(),
-            "IoU": dict(zip(map(str.strip, self.dataset_meta["classes"]), iou.tolist())),
+            "IoU": dict(zip(classes, iou.tolist())),
         }
+
+    def _check_truth(self, truth: Tensor, ignored: int) -> None:
+        """Raise UserError for label maps that cannot be what they were meant to be; `truth` [C] counts pixels."""
+        if not truth.sum():
+            raise UserError(f"no pixel has a label: the label maps hold nothing but the ignored {self.ignore_index}")
+        if len(truth) == 2 and ignored and not truth[1]:
+            raise UserError(
+                f"the label maps hold nothing but class 0 and the ignored {self.ignore_index}; in masks of 0 and 255, "
+                "write 1 for 255"
+            )
+
+
+def _label_map(sample: dict) -> str:
+    return sample.get("seg_map_path") or f"of {sample.get('img_path')}"
 
 
 @HOOKS.register_module()
 class SaveOverlayHook(Hook):
-    """Saves image, ground truth and prediction side by side as `<folder>/<image name>.png`."""
+    """Saves image, ground truth and prediction side by side as PNG files in `folder`, laid out as the images are.
+
+    One that cannot be drawn or written costs no evaluation: that is said once.
+    """
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
+        self.said = False
 
     def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=()):
-        from clearclip.visualize import overlay, sheet
+        dataset = runner.test_dataloader.dataset
+        for image, sample in zip(data_batch["inputs"], outputs):
+            inside = os.path.relpath(sample.img_path, dataset.data_prefix["img_path"])
+            path = (self.folder / inside).with_suffix(".png")
+            try:
+                self._save(image, sample, dataset.metainfo["classes"], path)
+            except (OSError, UserError) as error:
+                if not self.said:
+                    print(f"no picture {path} ({error}); the evaluation goes on", file=sys.stderr)
+                self.said = True
 
-        names = runner.test_dataloader.dataset.metainfo["classes"]
-        for sample in outputs:
-            image = read_image(sample.img_path)
-            truth, labels = (s.data[0].cpu().numpy() for s in (sample.gt_sem_seg, sample.pred_sem_seg))
-            pictures = [image, overlay(image, truth, names), overlay(image, labels, names)]
-            self.folder.mkdir(parents=True, exist_ok=True)
-            titles = ["image", "ground truth", "prediction"]
-            sheet([list(zip(titles, pictures))]).save(self.folder / f"{Path(sample.img_path).stem}.png")
+    def _save(self, image: Tensor, sample, names: Sequence[str], path: Path) -> None:
+        """`image` is BGR [3, H, W], as it was loaded."""
+        rgb = image.flip(0).permute(1, 2, 0).cpu().numpy()
+        truth, labels = (s.data[0].cpu().numpy() for s in (sample.gt_sem_seg, sample.pred_sem_seg))
+        pictures = [rgb, overlay(rgb, truth, names), overlay(rgb, labels, names)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet([list(zip(["image", "ground truth", "prediction"], pictures))]).save(path)

@@ -1,16 +1,16 @@
 _base_ = "../cfg_city_scapes.py"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 560)
 
 # ViT-L-14: --backbone ViT-L-14 --method CLIPer:attention_threshold=0.35 \
-#   --cfg-options model.temperature=100 model.threshold=0.0001 model.templates=car15 model.crop=448 model.stride=448 \
-#   test_dataloader.dataset.pipeline.1.scale="(2048,448)"
+#   --cfg-options model.logit_scale=100 model.threshold=0.0001 model.templates=car15 model.crop=448 model.stride=448 \
+#   model.short_side=448
 method = "CLIPer:attention_threshold=0.35"
 
 model = dict(
     method=method,
+    short_side=560,
     crop=560,  # the left and the right half, as the authors cut them
     stride=560,
-    temperature=100.0,
+    logit_scale=100.0,
     threshold=0.0001,
 )
 

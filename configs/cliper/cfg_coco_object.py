@@ -1,15 +1,15 @@
 _base_ = "../cfg_coco_object.py"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
 
 # ViT-L-14: --backbone ViT-L-14 --method CLIPer:background=True,select=-2,score_threshold=0.5 \
-#   --cfg-options model.temperature=50 model.threshold=0.5
+#   --cfg-options model.logit_scale=50 model.threshold=0.5
 method = "CLIPer:background=True,attention_threshold=0.2,score_threshold=0.3,window=224"
 
 model = dict(
     method=method,
     vocabulary="{{ fileDirname }}/cls_coco_object.txt",
+    short_side=336,
     crop=0,
-    temperature=50.0,
+    logit_scale=50.0,
     threshold=0.3,
 )
 

@@ -1,15 +1,15 @@
 _base_ = "../cfg_coco_stuff164k.py"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
 
 # ViT-L-14: --backbone ViT-L-14 --method CLIPer:select=-2,attention_threshold=0.2,score_threshold=0.2 \
-#   --cfg-options model.temperature=50 model.threshold=0.2 model.templates=imagenet80
+#   --cfg-options model.logit_scale=50 model.threshold=0.2 model.templates=imagenet80
 method = "CLIPer:attention_threshold=0.2,score_threshold=0.1"
 
 model = dict(
     method=method,
     templates="car15",
+    short_side=336,
     crop=0,
-    temperature=50.0,
+    logit_scale=50.0,
     threshold=0.1,
 )
 

@@ -1,16 +1,16 @@
 _base_ = "../cfg_context60.py"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
 
 # ViT-L-14: --backbone ViT-L-14 --method CLIPer:background=True,select=-2,attention_threshold=0.2,score_threshold=0.3 \
-#   --cfg-options model.temperature=50 model.threshold=0.3 model.templates=imagenet80
+#   --cfg-options model.logit_scale=50 model.threshold=0.3 model.templates=imagenet80
 method = "CLIPer:background=True,attention_threshold=0.2,score_threshold=0.45,window=224"
 
 model = dict(
     method=method,
     vocabulary="{{ fileDirname }}/cls_context60.txt",
     templates="car15",
+    short_side=336,
     crop=0,
-    temperature=100.0,
+    logit_scale=100.0,
     threshold=0.45,
 )
 

@@ -1,16 +1,16 @@
 _base_ = "../cfg_voc20.py"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
 
 # ViT-L-14: --backbone ViT-L-14 --method CLIPer:attention_threshold=0.2,score_threshold=0.1 \
-#   --cfg-options model.temperature=70 model.threshold=0.0001
+#   --cfg-options model.logit_scale=70 model.threshold=0.0001
 method = "CLIPer"
 
 model = dict(
     method=method,
     vocabulary="{{ fileDirname }}/cls_voc20.txt",
     templates="car15",
+    short_side=336,
     crop=0,
-    temperature=100.0,
+    logit_scale=100.0,
     threshold=0.001,
 )
 

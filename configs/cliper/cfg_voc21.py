@@ -1,16 +1,16 @@
 _base_ = "../cfg_voc21.py"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
 
 # ViT-L-14: --backbone ViT-L-14 --method CLIPer:background=True,select=-2,score_threshold=0.5,normalise=True \
-#   --cfg-options model.temperature=50 model.threshold=0.4
+#   --cfg-options model.logit_scale=50 model.threshold=0.4
 method = "CLIPer:background=True,score_threshold=0.7,normalise=True,window=336"
 
 model = dict(
     method=method,
     vocabulary="{{ fileDirname }}/cls_voc21.txt",
     templates="car15",
+    short_side=336,
     crop=0,
-    temperature=100.0,
+    logit_scale=100.0,
     threshold=0.6,
 )
 

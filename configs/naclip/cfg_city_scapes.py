@@ -1,7 +1,6 @@
 _base_ = "../cfg_city_scapes.py"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 560)
 
-model = dict(method="NACLIP", stride=112, temperature=40.0)
+model = dict(method="NACLIP", short_side=560, stride=112, logit_scale=40.0)
 
 benchmark = dict(
     protocol="naclip",

@@ -1,12 +1,12 @@
 _base_ = "../cfg_coco_object.py"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
 
 model = dict(
     method="NACLIP",
     vocabulary="{{ fileDirname }}/../sclip/cls_coco_object.txt",
+    short_side=336,
     crop=224,
     stride=112,
-    temperature=40.0,
+    logit_scale=40.0,
     threshold=0.1,
 )
 

@@ -1,7 +1,6 @@
 _base_ = "../cfg_context60.py"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
 
-model = dict(method="NACLIP", crop=224, stride=112, temperature=40.0, threshold=0.1)
+model = dict(method="NACLIP", short_side=336, crop=224, stride=112, logit_scale=40.0, threshold=0.1)
 
 benchmark = dict(
     protocol="naclip",

@@ -1,7 +1,8 @@
 _base_ = "../cfg_voc20.py"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
 
-model = dict(method="NACLIP", vocabulary="{{ fileDirname }}/../sclip/cls_voc20.txt", crop=0, temperature=40.0)
+model = dict(
+    method="NACLIP", vocabulary="{{ fileDirname }}/../sclip/cls_voc20.txt", short_side=336, crop=0, logit_scale=40.0
+)
 
 benchmark = dict(
     protocol="naclip",

@@ -1,11 +1,11 @@
 _base_ = "../cfg_voc21.py"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
 
 model = dict(
     method="NACLIP",
     vocabulary="{{ fileDirname }}/../sclip/cls_voc21.txt",
+    short_side=336,
     crop=0,
-    temperature=40.0,
+    logit_scale=40.0,
     threshold=0.1,
 )
 

@@ -1,6 +1,6 @@
 _base_ = "../cfg_ade20k.py"
 
-model = dict(method="ProxyCLIP", crop=336, stride=112, temperature=40.0)
+model = dict(method="ProxyCLIP", crop=336, stride=112, logit_scale=40.0)
 
 benchmark = dict(
     protocol="proxyclip",

@@ -1,6 +1,6 @@
 _base_ = "../cfg_city_scapes.py"
 
-model = dict(method="ProxyCLIP", stride=112, temperature=40.0)
+model = dict(method="ProxyCLIP", stride=112, logit_scale=40.0)
 
 benchmark = dict(
     protocol="proxyclip",

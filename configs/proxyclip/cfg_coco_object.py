@@ -1,12 +1,12 @@
 _base_ = "../cfg_coco_object.py"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
 
 model = dict(
     method="ProxyCLIP",
     vocabulary="{{ fileDirname }}/cls_coco_object.txt",
+    short_side=336,
     crop=336,
     stride=112,
-    temperature=40.0,
+    logit_scale=40.0,
     threshold=0.25,
 )
 

@@ -1,7 +1,6 @@
 _base_ = "../cfg_context60.py"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
 
-model = dict(method="ProxyCLIP", crop=336, stride=112, temperature=40.0, threshold=0.15)
+model = dict(method="ProxyCLIP", short_side=336, crop=336, stride=112, logit_scale=40.0, threshold=0.15)
 
 benchmark = dict(
     protocol="proxyclip",

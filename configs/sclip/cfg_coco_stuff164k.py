@@ -1,6 +1,6 @@
 _base_ = "../cfg_coco_stuff164k.py"
 
-model = dict(method="SCLIP", crop=224, stride=112, temperature=40.0)
+model = dict(method="SCLIP", crop=224, stride=112, logit_scale=40.0)
 
 benchmark = dict(
     protocol="sclip",

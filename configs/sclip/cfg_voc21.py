@@ -1,12 +1,12 @@
 _base_ = "../cfg_voc21.py"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 336)
 
 model = dict(
     method="SCLIP",
     vocabulary="{{ fileDirname }}/cls_voc21.txt",
+    short_side=336,
     crop=224,
     stride=112,
-    temperature=65.0,
+    logit_scale=65.0,
     threshold=0.1,
     area_threshold=0.1,
 )

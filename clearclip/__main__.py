@@ -1,0 +1,3 @@
+from clearclip.cli.main import main
+
+main()

@@ -1,0 +1,31 @@
+"""`clearclip COMMAND …`, and `python -m clearclip COMMAND …`."""
+
+import importlib
+import sys
+
+import clearclip
+from clearclip.errors import UserError, program
+
+COMMANDS = {  # each a module of this package
+    "segment": "segment pictures into anything that you can name",
+    "eval": "evaluate a method on one benchmark and record the result",
+    "table": "evaluate methods on benchmarks and print one table",
+}
+
+
+def usage() -> str:
+    commands = "\n".join(f"  {name:9} {summary}" for name, summary in COMMANDS.items())
+    return f"usage: clearclip COMMAND ...\n\n{commands}\n\n`clearclip COMMAND --help` says more."
+
+
+@program
+def main(argv: list[str] | None = None):
+    command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
+        print(usage())
+    elif command == "--version":
+        print(clearclip.__version__)
+    elif command in COMMANDS:
+        importlib.import_module(f"clearclip.cli.{command}").main(rest, prog=f"clearclip {command}")
+    else:
+        raise UserError(f"no command {command!r}; use one of {', '.join(COMMANDS)}")

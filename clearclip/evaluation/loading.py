@@ -1,0 +1,121 @@
+"""What reads the files of a data set: steps of its pipeline that name the file which would spoil a run."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmseg.registry import TRANSFORMS
+from PIL import Image
+
+from clearclip.errors import UserError
+from clearclip.images import read_image
+
+REMEDY = "convert it again, see datasets/README.md"
+ORIENTATION = 0x0112  # EXIF's tag; 1 is upright, 5 to 8 exchange height and width
+
+
+@TRANSFORMS.register_module()
+class LoadImage(BaseTransform):
+    """`img_path` to `img`, BGR uint8 [H, W, 3], the order of channels in MMSegmentation's pipelines.
+
+    A picture with an EXIF orientation is turned by it, unless its label map is of the pixels as they are stored: where
+    the two sizes do not tell, as with a picture upside down, it is. That is said once. Raises UserError for a file
+    that is no picture.
+    """
+
+    def __init__(self):
+        self.said = torch.zeros(1, dtype=torch.bool).share_memory_()  # one for all workers of a loader
+
+    def transform(self, results: dict) -> dict:
+        path, label_map = results["img_path"], results.get("seg_map_path")
+        image = read_image(path)
+        if label_map and _orientation(path) != 1 and _is_stored(path, label_map):
+            image = _stored_pixels(path)
+            self._say(path)
+        results["img"] = image[..., ::-1]
+        results["img_shape"] = results["ori_shape"] = image.shape[:2]
+        return results
+
+    def _say(self, path: str) -> None:
+        if not self.said:
+            self.said[0] = True
+            print(f"{path} has an EXIF orientation, its label map has not: pixels count as stored", file=sys.stderr)
+
+
+def _orientation(path: str) -> int:
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # no picture of Pillow's, or a damaged header: nothing turns it then
+        return 1
+
+
+def _is_stored(path: str, label_map: str) -> bool:
+    """Whether a label map is of a turned picture's pixels as stored, not as shown."""
+    try:
+        with Image.open(path) as image, Image.open(label_map) as labels:
+            return not (labels.size == image.size[::-1] != image.size)
+    except Exception:  # LoadLabels says what is wrong with it
+        return False
+
+
+def _stored_pixels(path: str) -> np.ndarray:
+    """RGB [H, W, 3], whatever the EXIF orientation."""
+    import cv2
+
+    bgr = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return bgr[..., ::-1]
+
+
+@TRANSFORMS.register_module()
+class LoadLabels(BaseTransform):
+    """`seg_map_path` to `gt_seg_map`, integers [H, W]: label maps of 8, 16 or 32 bits, with or without a palette.
+
+    `reduce_zero_label` of the data set makes 0 the ignored label and 1, 2, … the classes 0, 1, …; its `label_map`
+    renames classes, as MMSegmentation has it. Raises UserError, naming the file, for what cannot be read, for
+    pictures in colour and fractions, and for a label map of another size than its image. A label that is no class is
+    found by `ClassIoUMetric`, which counts them anyway.
+    """
+
+    def __init__(self, ignore_index: int = 255):
+        self.ignore_index = ignore_index
+
+    def transform(self, results: dict) -> dict:
+        path = results["seg_map_path"]
+        labels = read_labels(path)
+        if "ori_shape" in results and labels.shape != results["ori_shape"]:
+            sizes = ("x".join(map(str, shape)) for shape in (labels.shape, results["ori_shape"]))
+            raise UserError("label map {} is {}, its image {}; {}".format(path, *sizes, REMEDY))
+        if results.get("reduce_zero_label"):
+            labels = labels.astype(np.int64)
+            labels = np.where((labels == 0) | (labels == self.ignore_index), self.ignore_index, labels - 1)
+        if results.get("label_map"):
+            labels = self._rename(labels, results["label_map"])
+        results["gt_seg_map"] = labels
+        results.setdefault("seg_fields", []).append("gt_seg_map")
+        return results
+
+    def _rename(self, labels: np.ndarray, label_map: dict[int, int]) -> np.ndarray:
+        if self.ignore_index != 255:
+            raise UserError("metainfo.classes that leave out classes of the data set need ignore_index=255")
+        renamed = labels.copy()
+        for old, new in label_map.items():
+            renamed[labels == old] = new
+        return renamed
+
+
+def read_labels(path: str | Path) -> np.ndarray:
+    """A label map as it is stored, integers [H, W]. Raises UserError where it is none."""
+    try:
+        with Image.open(path) as image:
+            labels = np.array(image)
+    except Exception as error:  # what a damaged file raises has no common base in Pillow
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot read label map {path} ({reason}); {REMEDY}") from error
+    if labels.ndim != 2:
+        raise UserError(f"label map {path} is a picture in colour, where one label a pixel is wanted; {REMEDY}")
+    if labels.dtype.kind not in "uib":
+        raise UserError(f"label map {path} holds fractions ({labels.dtype}), where whole labels are wanted; {REMEDY}")
+    return labels.astype(np.uint8) if labels.dtype.kind == "b" else labels
