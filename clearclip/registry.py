@@ -157,13 +157,17 @@ def split(text: str, separator: str) -> list[str]:
 
 
 def _options(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters that have a default, their annotations as types."""
+    """The parameters that have a default, their annotations as types; without one, that of the default."""
     hints = typing.get_type_hints(build.__init__ if inspect.isclass(build) else build)
     return {
-        name: parameter.replace(annotation=hints.get(name, Any))
+        name: parameter.replace(annotation=hints.get(name, _type_of(parameter.default)))
         for name, parameter in inspect.signature(build).parameters.items()
         if parameter.default is not parameter.empty
     }
+
+
+def _type_of(default: Any) -> Any:
+    return Any if default is None else type(default)
 
 
 def _read(text: str, annotation: Any) -> Any:

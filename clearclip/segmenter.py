@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from numbers import Integral, Real
@@ -68,6 +68,7 @@ class Segmenter:
         window_batch: windows that go through the network at once, by default what suits the device. It does not
             change the result.
         resize: "cv2", as published, or "device", see the method of that name.
+        refinements: what follows those that `method` names.
 
     Raises:
         UserError: for unknown names, settings that cannot be, weights that cannot be found and damaged files.
@@ -93,6 +94,7 @@ class Segmenter:
         resize: str = "cv2",
         compile: bool = False,
         temperature: float | None = None,
+        refinements: Sequence[Refinement] = (),
     ):
         scale = {"logit_scale": logit_scale} if temperature is None else {"temperature": temperature}
         settings = dict(short_side=short_side, crop=crop, stride=stride, window_batch=window_batch, resize=resize)
@@ -110,7 +112,8 @@ class Segmenter:
         self.backbone = backbone
         self.method: Method
         self.refinements: list[Refinement]
-        self.method, self.refinements = (method, []) if isinstance(method, Method) else method.create(backbone)
+        self.method, own = (method, []) if isinstance(method, Method) else method.create(backbone)
+        self.refinements = [*own, *refinements]
         self.device = backbone.device
         self.templates = templates
         if text_embeddings is not None and not isinstance(text_embeddings, TextEmbeddings):
@@ -151,10 +154,9 @@ class Segmenter:
         queries = self.queries(names if isinstance(names, Vocabulary) else Vocabulary.of(names))
         views = [self.view(torch.from_numpy(array).permute(2, 0, 1)) for array in arrays]
         seen = self.look(views, queries, features)
-        finite = torch.stack([dense.finite for dense in seen]).tolist()
         decoder, results = self.decoder(queries), []
-        for view, dense, sound in zip(views, seen, finite):
-            check_finite(self.method, sound)
+        for view, dense in zip(views, seen):
+            check_finite(self.method, bool(dense.finite))
             maps = self.maps(view, dense, queries)
             results.append(
                 Segmentation(
@@ -225,17 +227,9 @@ class Segmenter:
         labels = [decoder.labels(self.maps(view, dense, queries)) for view, dense in zip(views, seen)]
         return labels, torch.stack([dense.finite for dense in seen]).all()
 
-    @torch.inference_mode()
     def look(self, views: Sequence[View], queries: Queries, features: bool = False) -> list["Dense"]:
         """What the method makes of each image, windows of all images in common batches; with `features`, these too."""
-        if self.method.sees_images:
-            return [self._look_at(view, queries, features) for view in views]
-        functions: list[Callable[[Trunk], Tensor]] = [functools.partial(self._scores, queries)]
-        if features:
-            functions.append(self._features)
-        seen = each_window(views, functions)
-        unit = [F.normalize(view.stitch(parts[1]), dim=-1) if features else None for view, parts in zip(views, seen)]
-        return [Dense(parts[0], one, whole=False) for parts, one in zip(seen, unit)]
+        return look_together([(self, queries)], views, features)[0]
 
     @torch.inference_mode()
     def maps(self, view: View, dense: "Dense", queries: Queries) -> Maps:
@@ -253,7 +247,8 @@ class Segmenter:
         return check_scores(self.method, scores, (trunk.images.shape[0], len(queries.text)))
 
     def _features(self, trunk: Trunk) -> Tensor:
-        return check_features(self.method, self.method.features(trunk), trunk.images.shape[0]).float()
+        features = trunk.once(self.method, lambda: self.method.features(trunk))
+        return check_features(self.method, features, trunk.images.shape[0]).float()
 
     def _look_at(self, view: View, queries: Queries, features: bool) -> "Dense":
         scores = check_scores(self.method, self.method.image_scores(view, queries.for_scores), (len(queries.text),))
@@ -278,6 +273,39 @@ class Dense:
     @functools.cached_property
     def finite(self) -> Tensor:
         return self.scores.isfinite().all()
+
+
+@torch.inference_mode()
+def look_together(
+    seers: Sequence[tuple[Segmenter, Queries]], views: Sequence[View], features: bool = False
+) -> list[list[Dense]]:
+    """What several segmenters, each with its queries, make of the same images: `[segmenter][image]`.
+
+    They are of one backbone and one geometry of windows, that of the views. What they share is computed once: the
+    blocks of the network, a method's features for several vocabularies, its scores for several thresholds.
+    """
+    keys = [(segmenter.method, id(queries.for_scores)) for segmenter, queries in seers]
+    by_image: dict[Hashable, list[Dense]] = {}
+    functions: dict[Hashable, Callable[[Trunk], Tensor]] = {}
+    for key, (segmenter, queries) in dict(zip(keys, seers)).items():
+        if segmenter.method.sees_images:
+            by_image[key] = [segmenter._look_at(view, queries, features) for view in views]
+            continue
+        functions[key] = functools.partial(segmenter._scores, queries)
+        if features:
+            functions[key, "features"] = segmenter._features
+    methods = {segmenter.method for segmenter, _ in seers}
+    shared = {block for method in methods for block in method.blocks} if len(methods) > 1 else ()
+    by_window = dict(zip(functions, zip(*each_window(views, list(functions.values()), shared)))) if functions else {}
+
+    def dense(key: Hashable, index: int) -> Dense:
+        if key in by_image:
+            return by_image[key][index]
+        seen = by_window[key, "features"][index] if features else None
+        unit = None if seen is None else F.normalize(views[index].stitch(seen), dim=-1)
+        return Dense(by_window[key][index], unit, whole=False)
+
+    return [[dense(key, index) for index in range(len(views))] for key in keys]
 
 
 def each_window(

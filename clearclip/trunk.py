@@ -36,7 +36,7 @@ class Trunk:
         self._tokens: dict[int, Tensor] = {}
         self._qkv: dict[int, QKV] = {}
         self._attention: dict[int, Tensor] = {}
-        self._vision: dict[Hashable, Tensor] = {}
+        self._made: dict[Hashable, Tensor] = {}
         self._others: dict[str, Trunk] = {}
 
     def tokens(self, block: int = -1) -> Tensor:
@@ -76,9 +76,13 @@ class Trunk:
 
     def vision(self, model: Callable[[Tensor], Tensor]) -> Tensor:
         """Features [B, D', h', w'] of these windows from a vision model, a function of normalised images."""
-        if model not in self._vision:
-            self._vision[model] = model(self.images)
-        return self._vision[model]
+        return self.once(model, lambda: model(self.images))
+
+    def once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What several readers want of this trunk, such as a method's features, made for the first of them."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def repositioned(self, position: str) -> "Trunk":
         """The trunk of the same windows whose position embedding is resampled in another mode."""

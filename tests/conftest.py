@@ -2,10 +2,14 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -24,12 +28,44 @@ settings.load_profile("clearclip")
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """A test that starts a program by the fixture `run_program` is slow; others say so by the mark `slow`."""
+    for item in items:
+        if "run_program" in item.fixturenames:
+            item.add_marker("slow")
+
+
 def features(name, backbone, images):
     """Patch features [B, h, w, dim] of the method `name` for normalised images [B, 3, H, W]."""
     from clearclip.methods import create_method
 
     with torch.inference_mode():
-        return create_method(name, backbone).features(images)
+        return create_method(name, backbone).features(backbone.trunk(images))
+
+
+def scores(name, backbone, images, text):
+    """Scores [B, Q, h, w] of the method `name` for normalised images [B, 3, H, W] and text [Q, dim]."""
+    from clearclip.methods import create_method
+
+    with torch.inference_mode():
+        return create_method(name, backbone).scores(backbone.trunk(images), text)
+
+
+def picture(height, width, seed=0):
+    """A smooth coloured picture [H, W, 3]: noise of a few cells, enlarged."""
+    noise = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def tiny_vit(name="vit_tiny_patch16_224", **options):
+    """A random ViT of timm's."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options).eval()
+    for parameter in model.parameters():  # what starts as 0 or 1 would hide what is done with it
+        torch.nn.init.normal_(parameter, parameter.mean().item(), 0.1)
+    return model
 
 
 def assert_near(actual, expected, tolerance=1e-4):
@@ -46,6 +82,24 @@ def _isolated(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("CLEARCLIP_WEIGHTS", raising=False)
     monkeypatch.delenv("CLEARCLIP_DATA", raising=False)
+
+
+@pytest.fixture
+def run_program(tmp_path):
+    """`run_program(*command, cwd=tmp_path, **variables)`: run a program as its user does, on the CPU, to its end."""
+
+    def run(*command, cwd=tmp_path, **variables):
+        fixed = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}  # for dist_test.sh
+        return subprocess.run(
+            [str(part) for part in command],
+            cwd=cwd,
+            env=os.environ | fixed | {name: str(value) for name, value in variables.items()},
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +132,35 @@ def tiny_folder(tmp_path_factory, tiny_state):
 @pytest.fixture(scope="session")
 def tiny_backbone(tiny_folder):
     """The tiny CLIP, float32 on the CPU. It is shared: do not change it."""
-    from clearclip.backbone import load_backbone
+    from clearclip.backbones import load_backbone
 
     return load_backbone(f"local-dir:{tiny_folder}", device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def names_and_text(golden):
+    """Seven names, "a" to "g", and their embeddings, from the golden files."""
+    from clearclip.text import TextEmbeddings
+
+    return TextEmbeddings(tuple("abcdefg"), golden("inputs")["text"])
+
+
+@pytest.fixture(scope="session")
+def make(tiny_backbone, names_and_text):
+    """A segmenter of the tiny CLIP with small windows, for the names "a" to "g"; options as those of `Segmenter`."""
+    from clearclip.segmenter import Segmenter
+
+    small = {"text_embeddings": names_and_text, "short_side": 80, "crop": 64, "stride": 32}
+
+    def build(method="ClearCLIP", backbone=tiny_backbone, **options):
+        return Segmenter(method, backbone, **small | options)
+
+    return build
+
+
+@pytest.fixture
+def vit_weights(tmp_path):
+    """A checkpoint of timm's smallest ViT, `test_vit`."""
+    path = tmp_path / "test_vit.safetensors"
+    save_file(tiny_vit("test_vit").state_dict(), path)
+    return path

@@ -1,14 +1,14 @@
 """Token mixing against the formulas written as loops."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clearclip.attention import TERMS, Attention, gaussian_neighbourhood, mix, similarity_attention
-from clearclip.backbone import merge_heads, split_heads
+from clearclip.attention import TERMS, Attention, gaussian_neighbourhood, mix, mix_terms, similarity_attention
 from clearclip.errors import UserError
 
 attentions = st.builds(
@@ -36,7 +36,7 @@ def test_wrong_form_is_refused(text):
 @pytest.mark.parametrize("grid", [(1, 1), (3, 5), (4, 2)])
 def test_gaussian_neighbourhood(grid):
     height, width = grid
-    bias = gaussian_neighbourhood(grid, 1.5, torch.device("cpu"), torch.float32)
+    bias = gaussian_neighbourhood(grid, 1.5).float()
     assert bias.shape == (1 + height * width, 1 + height * width)
     assert not bias[0].any()
     assert not bias[:, 0].any()
@@ -55,19 +55,20 @@ def test_mix_is_a_sum_of_softmax_averages(attention, height, width):
     }
     bias = 0
     if attention.gaussian:
-        bias = gaussian_neighbourhood((height, width), attention.gaussian, torch.device("cpu"), torch.float32)
+        bias = gaussian_neighbourhood((height, width), attention.gaussian).float()
     expected = torch.zeros_like(v)
     for term in attention.terms:
         expected += v if term == "identity" else (logits[term] + bias).softmax(dim=-1) @ v
-    torch.testing.assert_close(mix(attention, q, k, v, (height, width)), expected, rtol=1e-5, atol=1e-5)
+    trunk = SimpleNamespace(grid=(height, width), prefix=1, constant=lambda key, make: make().float())
+    torch.testing.assert_close(mix(attention, q, k, v, trunk), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_heads_and_projections_are_those_of_the_block(tiny_backbone):
     block, tokens = tiny_backbone.blocks[2], torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        mixed = merge_heads(block, mix(Attention.parse("qk"), *split_heads(block, tokens), (2, 2)))
-        normed = block.ln_1(tokens)
-        expected, _ = block.attn(normed, normed, normed, need_weights=False)
+        mixed = block.attention_output(mix_terms(("qk",), *block.qkv(tokens)))
+        normed = block.norm(tokens)
+        expected, _ = block.module.attn(normed, normed, normed, need_weights=False)
     torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-6)
 
 

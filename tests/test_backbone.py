@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import open_clip
 import pytest
 import torch
+from conftest import scores
 from open_clip.model import resize_pos_embed
 from torch._dynamo.testing import CompileCounter
 
-from clearclip.backbone import choose_device, choose_precision, load_backbone, resize_position_embedding
+from clearclip.backbones import choose_device, choose_precision, load_backbone, resize_position_embedding
 from clearclip.errors import UserError
-from clearclip.methods import create_method
 from clearclip.text import encode_prompts
 
 
@@ -24,7 +24,13 @@ def library_model(tiny_folder):
 
 
 def test_what_a_backbone_says_of_itself(tiny_backbone, tiny_folder):
-    assert (tiny_backbone.patch_size, tiny_backbone.heads, tiny_backbone.width, tiny_backbone.dim) == (16, 4, 64, 48)
+    assert (tiny_backbone.patch_size, tiny_backbone.width, tiny_backbone.dim, tiny_backbone.prefix_tokens) == (
+        16,
+        64,
+        48,
+        1,
+    )
+    assert {block.heads for block in tiny_backbone.blocks} == {4}
     assert len(tiny_backbone.blocks) == 6
     assert tiny_backbone.name == tiny_folder.name
     assert not any(parameter.requires_grad for parameter in tiny_backbone.parameters())
@@ -34,7 +40,7 @@ def test_what_a_backbone_says_of_itself(tiny_backbone, tiny_folder):
 def test_image_tower_is_the_librarys(tiny_backbone, library_model):
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        tokens = tiny_backbone.blocks[-1](tiny_backbone.trunk(images))
+        tokens = tiny_backbone.blocks[-1](tiny_backbone.trunk(images).tokens())
         embeddings = tiny_backbone.project(tokens)[:, 0]
         torch.testing.assert_close(embeddings, library_model.encode_image(images), rtol=1e-4, atol=1e-5)
 
@@ -114,12 +120,10 @@ def test_low_precision_roughly_agrees(precision, correlation, tiny_folder, tiny_
     low = load_backbone(f"local-dir:{tiny_folder}", device="cpu", precision=precision)
     images, text = golden("inputs")["image_112x160"], golden("inputs")["text"]
     for name in ("ClearCLIP", "CLIP", "NACLIP"):
-        with torch.inference_mode():
-            scores = create_method(name, low).scores(images, text)
-            expected = create_method(name, tiny_backbone).scores(images, text)
-        assert torch.stack([scores.flatten(), expected.flatten()]).corrcoef()[0, 1] > correlation
-        assert scores.dtype == torch.float32
-        assert not torch.equal(scores, scores.to(low.dtype).float())  # the cosine itself is taken in float32
+        actual, expected = (scores(name, backbone, images, text) for backbone in (low, tiny_backbone))
+        assert torch.stack([actual.flatten(), expected.flatten()]).corrcoef()[0, 1] > correlation
+        assert actual.dtype == torch.float32
+        assert not torch.equal(actual, actual.to(low.dtype).float())  # the cosine itself is taken in float32
     embeddings, expected = encode_prompts(low, PROMPTS), encode_prompts(tiny_backbone, PROMPTS)
     assert embeddings.dtype == torch.float32
     assert torch.cosine_similarity(embeddings, expected).min() > 0.99
@@ -161,10 +165,10 @@ def test_compiled_blocks_compute_what_eager_ones_do(compiling, tiny_folder, tiny
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     text = golden("inputs")["text"]
     with torch.inference_mode():
-        tokens, expected = compiled.trunk(images), tiny_backbone.trunk(images)
+        tokens, expected = (backbone.trunk(images).tokens() for backbone in (compiled, tiny_backbone))
         torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
-        scores, expected = (create_method("ClearCLIP", b).scores(images, text) for b in (compiled, tiny_backbone))
-        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+    actual, expected = (scores("ClearCLIP", backbone, images, text) for backbone in (compiled, tiny_backbone))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
     assert compiled.compiled
     assert not tiny_backbone.compiled
 
@@ -178,7 +182,8 @@ def test_all_blocks_and_batches_share_what_is_compiled(compiling, tiny_folder, t
     with torch.inference_mode():
         for batch, width in [*((size, 64) for size in (4, 3, 1, *range(5, 14))), (2, 80), (3, 96)]:
             images = torch.randn(batch, 3, 64, width, generator=torch.Generator().manual_seed(batch))
-            torch.testing.assert_close(compiled.trunk(images), tiny_backbone.trunk(images), rtol=0, atol=0)
+            tokens, expected = (backbone.trunk(images).tokens() for backbone in (compiled, tiny_backbone))
+            torch.testing.assert_close(tokens, expected, rtol=0, atol=0)
             counts.append(counter.frame_count)
     assert counts[0] == 1
     assert counts[-1] <= 4

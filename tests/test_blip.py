@@ -5,14 +5,18 @@ import re
 import numpy as np
 import pytest
 import torch
+from conftest import features, picture, scores
 from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizerFast, BlipConfig, BlipForImageTextRetrieval
 
-from clearclip import list_backbones, text, weights
-from clearclip.backbone import load_backbone, resize_position_embedding
+from clearclip import list_backbones, text
+from clearclip.attention import mix
+from clearclip.backbones import blip as family
+from clearclip.backbones import load_backbone, resize_position_embedding
+from clearclip.backbones.blip import ImageTower, TextTower, image_state
 from clearclip.errors import UserError
 from clearclip.methods import create_method
 from clearclip.segmenter import Segmenter
@@ -65,7 +69,7 @@ def blip(blip_folder):
 @pytest.fixture
 def tiny_arch(monkeypatch, library_model):
     """BLIP-B and BLIP-L are the tiny architecture."""
-    monkeypatch.setattr(weights, "_blip_config", lambda arch: library_model.config.to_dict())
+    monkeypatch.setattr(family, "_config", lambda arch: library_model.config.to_dict())
 
 
 def original_state(state):
@@ -108,7 +112,7 @@ def original_file(blip_folder, tmp_path):
 
 
 def test_what_a_blip_says_of_itself(blip, blip_folder):
-    assert (blip.patch_size, blip.heads, blip.width, blip.dim, len(blip.blocks)) == (16, 4, 64, 24, 3)
+    assert (blip.patch_size, blip.blocks[0].heads, blip.width, blip.dim, len(blip.blocks)) == (16, 4, 64, 24, 3)
     assert (blip.name, blip.tag) == (blip_folder.name, "model.safetensors")
     assert len(blip.content_hash) == 64
     assert not any(parameter.requires_grad for parameter in [*blip.parameters(), *blip.text_tower.parameters()])
@@ -122,19 +126,18 @@ def test_image_tower_is_the_librarys(size, blip, library_model):
     expected = library_model.vision_proj(
         library_model.vision_model(images, interpolate_pos_encoding=True).last_hidden_state
     )
-    clip = create_method("CLIP", blip)
-    tokens = clip.rewire(blip.blocks[-1], blip.trunk(images), blip.grid(images))
+    clip, trunk = create_method("CLIP", blip), blip.trunk(images)
+    tokens = clip.output(mix(clip.attention, *trunk.qkv(), trunk), trunk)
     torch.testing.assert_close(blip.project(tokens), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(clip.features(images).flatten(1, 2), expected[:, 1:], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(blip.project(blip.blocks[-1](blip.trunk(images))), expected, rtol=1e-5, atol=1e-5)
+    actual = features("CLIP", blip, images)
+    torch.testing.assert_close(actual.flatten(1, 2), expected[:, 1:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(blip.project(blip.blocks[-1](trunk.tokens())), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()
 def test_original_image_towers_compute_what_timms_vit_does():
     """The original's ViT is built after timm's: the same names, the same epsilon."""
     from timm.models.vision_transformer import VisionTransformer
-
-    from clearclip.blip import ImageTower, image_state
 
     torch.manual_seed(0)
     vit = VisionTransformer(64, embed_dim=64, depth=2, num_heads=4, mlp_ratio=2, num_classes=0).eval()
@@ -160,8 +163,8 @@ def test_clearclip_is_the_output_projection_of_query_query_attention(blip, libra
     mixed = (qkv[0] @ qkv[0].transpose(-1, -2) / 4).softmax(dim=-1) @ qkv[2]
     out = layer.self_attn.projection(mixed.transpose(1, 2).reshape(2, 17, 64))
     expected = library_model.vision_proj(library_model.vision_model.post_layernorm(out))[:, 1:]
-    features = create_method("ClearCLIP", blip).features(IMAGES)
-    torch.testing.assert_close(features.flatten(1, 2), expected, rtol=1e-5, atol=1e-5)
+    actual = features("ClearCLIP", blip, IMAGES)
+    torch.testing.assert_close(actual.flatten(1, 2), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_position_embedding_is_resampled_to_the_size_unless_asked_otherwise(blip, blip_folder):
@@ -217,8 +220,8 @@ def test_low_precision_is_close(precision, blip, blip_folder):
     torch.testing.assert_close(embed_names(low, names).embeddings, embed_names(blip, names).embeddings, **close)
     towers = torch.randn(2, 24, generator=torch.Generator().manual_seed(0))
     queries = torch.nn.functional.normalize(towers, dim=-1)
-    scores = [create_method("ClearCLIP", backbone).scores(IMAGES, queries) for backbone in (low, blip)]
-    torch.testing.assert_close(*scores, **close)
+    both = [scores("ClearCLIP", backbone, IMAGES, queries) for backbone in (low, blip)]
+    torch.testing.assert_close(*both, **close)
 
 
 # Names, files and folders
@@ -227,7 +230,8 @@ def test_low_precision_is_close(precision, blip, blip_folder):
 def same_model(one, other):
     images, prompts = IMAGES[:1], PROMPTS[:3]
     with torch.inference_mode():
-        torch.testing.assert_close(one.project(one.trunk(images)), other.project(other.trunk(images)), rtol=0, atol=0)
+        mine, theirs = (backbone.project(backbone.trunk(images).tokens()) for backbone in (one, other))
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
     torch.testing.assert_close(encode_prompts(one, prompts), encode_prompts(other, prompts), rtol=0, atol=0)
 
 
@@ -296,9 +300,7 @@ def test_blip_is_listed():
 @pytest.mark.parametrize(("arch", "shape"), [("BLIP-B", (12, 12, 768, 12)), ("BLIP-L", (24, 16, 1024, 16))])
 def test_the_named_networks_are_those_of_the_paper(arch, shape):
     """ViT-B/16 and ViT-L/16 at 384 pixels, BERT-base with 12 heads, a joint space of 256."""
-    from clearclip.blip import ImageTower, TextTower
-
-    config = BlipConfig.from_dict(weights._blip_config(arch))
+    config = BlipConfig.from_dict(family._config(arch))
     with torch.device("meta"):
         image, words = ImageTower(config), TextTower(config)
     blocks = image.transformer.resblocks
@@ -354,9 +356,8 @@ def test_a_checkpoint_that_would_run_code_is_refused(tiny_arch, tmp_path):
 
 
 def test_a_picture_is_segmented(tiny_arch, original_file):
-    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     segmenter = Segmenter("ClearCLIP", load("BLIP-B", original_file), short_side=64, crop=64, stride=32)
-    result = segmenter(picture, ["cat", "dog, dogs", "grass"], scores=True)
+    result = segmenter(picture(50, 70), ["cat", "dog, dogs", "grass"], scores=True)
     assert result.labels.shape == (50, 70)
     assert result.scores.shape == (3, 50, 70)
     np.testing.assert_array_equal(result.scores.argmax(axis=0), result.labels)

@@ -4,21 +4,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from benchmarks import make_benchmark
-from conftest import assert_near
+from conftest import assert_near, features
 from mmengine.config import Config
 
 from clearclip.errors import UserError
 from clearclip.evaluation.results import read_result
-from clearclip.methods import create_method, parse_method
-from clearclip.methods.cliper import ImageLevelDecoder, balance, fuse
+from clearclip.methods import METHODS, create_method
+from clearclip.methods import cliper, proxyclip
+from clearclip.methods.cliper import CLIPer, ImageLevelDecoder, balance, fuse
 from clearclip.methods.proxyclip import ProxyCLIP
 from clearclip.segmenter import Segmenter
 from clearclip.text import TextEmbeddings
+from clearclip.view import normalise
 from clearclip.vocabulary import load_templates, load_vocabulary
-from clearclip.windows import plan, stitch_operators, tile
+from clearclip.windows import Maps, Stitcher, plan
 from eval import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+STITCHER = Stitcher(torch.device("cpu"))
 QUERY_CLASS = (1, 2, 3, 4, 5, 0, 0)  # the golden files' five classes, then two background words
 RUNS = {
     "default": ("", 100),
@@ -36,7 +39,7 @@ GOLDEN = [
     *(f"{run}/image_64x96" for run in list(RUNS)[3:]),
 ]
 
-# data set: short side, crop, temperature, threshold, score threshold, attention threshold, templates, window,
+# data set: short side, crop, logit scale, threshold, score threshold, attention threshold, templates, window,
 # background, and the published mIoU without and with diffusion
 PROTOCOL = {
     "voc21": (336, 0, 100, 0.6, 0.7, 0.1, 15, 336, True, 62.1, 66.5),
@@ -51,34 +54,38 @@ PROTOCOL = {
 CLASSES = dict(voc21=21, voc20=20, context60=60, context59=59, coco_object=81, coco_stuff164k=171, ade20k=150)
 
 
-def maps(options, backbone, images, text, query_class=QUERY_CLASS, temperature=100.0, **objects):
-    entry, given = parse_method(f"CLIPer:{options}")
-    method = entry.build(backbone, **given, **objects)
+def maps(options, backbone, images, text, query_class=QUERY_CLASS, logit_scale=100.0, **objects):
+    method = CLIPer(backbone, **METHODS.parse(f"CLIPer:{options}").options, **objects)
     with torch.inference_mode():
-        return method.scores(images, method.prepare(text, query_class, temperature))
+        return method.scores(backbone.trunk(images), method.prepare(text, query_class, logit_scale))
+
+
+def layers(name, backbone, images):
+    """Features [L, 1+N, dim] and attention [N, N] of one image [1, 3, H, W]."""
+    with torch.inference_mode():
+        by_layer, attention = create_method(name, backbone).layers(backbone.trunk(images).repositioned("bilinear"))
+    return by_layer[:, 0], attention[0]
 
 
 @pytest.mark.parametrize("run", GOLDEN)
 def test_golden(run, golden, tiny_backbone):
     name, image = run.split("/")
-    options, temperature = RUNS[name]
+    options, logit_scale = RUNS[name]
     expected, images, text = golden("cliper"), golden("inputs")[image][:1], golden("inputs")["text"]
-    actual = maps(f"background=True{options}", tiny_backbone, images, text, temperature=temperature)
+    actual = maps(f"background=True{options}", tiny_backbone, images, text, logit_scale=logit_scale)
     assert actual.shape[1] == 7
     assert_near(actual[0, :5], expected[f"{run}/seg"])
     if f"{run}/attention" in expected:
-        with torch.inference_mode():
-            features, attention = create_method(f"CLIPer:background=True{options}", tiny_backbone).layers(images[0])
-        assert_near(features, expected[f"{run}/layer_features"])
+        by_layer, attention = layers(f"CLIPer:background=True{options}", tiny_backbone, images)
+        assert_near(by_layer, expected[f"{run}/layer_features"])
         assert_near(attention, expected[f"{run}/attention"])
 
 
 def test_one_balance_for_all_layers(golden, tiny_backbone):
     """Iterated, layer l's attention has been balanced l + 1 times: the first is the same, the others are not."""
-    image = golden("inputs")["image_112x160"][0]
-    with torch.inference_mode():
-        often, attention = create_method("CLIPer", tiny_backbone).layers(image)
-        once, single = create_method("CLIPer:iterate=False", tiny_backbone).layers(image)
+    images = golden("inputs")["image_112x160"][:1]
+    often, attention = layers("CLIPer", tiny_backbone, images)
+    once, single = layers("CLIPer:iterate=False", tiny_backbone, images)
     assert torch.equal(often[0], once[0])
     assert not any(torch.allclose(a, b, rtol=1e-4) for a, b in zip(often[1:], once[1:]))
     assert not torch.allclose(attention, single, rtol=1e-4)
@@ -110,8 +117,8 @@ def test_a_window_of_the_whole_image_is_carried_once_more(golden, tiny_backbone)
     method = create_method("CLIPer:window=64", tiny_backbone)
     with torch.inference_mode():
         prepared = method.prepare(text, tuple(range(7)), 50.0)
-        features, attention = method.layers(images[0])
-        cosines = F.normalize(features[:, 1:], dim=-1) @ prepared.T  # [L, N, Q+1]
+        by_layer, attention = layers("CLIPer:window=64", tiny_backbone, images)
+        cosines = F.normalize(by_layer[:, 1:], dim=-1) @ prepared.T  # [L, N, Q+1]
         expected = cosines.mT @ (attention / attention.sum(dim=1, keepdim=True))
         torch.testing.assert_close(method.window_scores(images[0], prepared), expected)
 
@@ -136,9 +143,8 @@ def test_prepared_text(tiny_backbone):
 
 def test_features_are_the_last_layer_s(golden, tiny_backbone):
     images = golden("inputs")["image_64x96"]
-    with torch.inference_mode():
-        features = create_method("CLIPer", tiny_backbone).features(images)
-    assert_near(features[0].flatten(0, 1), golden("cliper")["default/image_64x96/layer_features"][-1, 1:])
+    actual = features("CLIPer", tiny_backbone, images)
+    assert_near(actual[0].flatten(0, 1), golden("cliper")["default/image_64x96/layer_features"][-1, 1:])
 
 
 # Refinement
@@ -164,7 +170,7 @@ def test_refined_maps_keep_the_mean_of_both_scores(golden, tiny_backbone):
 def test_refinement_by_a_vision_model(golden, tiny_backbone, monkeypatch):
     """Maps go to the model's grid and are averaged as ProxyCLIP averages values."""
     external = golden("inputs")["vfm_64x64"]
-    monkeypatch.setattr(ProxyCLIP, "_load", lambda self, vfm, weights: lambda images: external[:1])
+    monkeypatch.setattr(proxyclip, "Eyes", lambda backbone, vfm, weights: lambda images: external[:1])
     images, text = golden("inputs")["image_64x64"][:1], golden("inputs")["text"]
     coarse = maps("", tiny_backbone, images, text)
     refined = maps("refine=dino_vitb8", tiny_backbone, images, text)
@@ -174,8 +180,6 @@ def test_refinement_by_a_vision_model(golden, tiny_backbone, monkeypatch):
 
 
 def test_refinement_by_diffusion_takes_the_image_in_its_colours(golden, tiny_backbone, monkeypatch):
-    from clearclip.methods import cliper
-
     calls = []
 
     class Diffusion:
@@ -199,12 +203,12 @@ def test_refinement_by_diffusion_takes_the_image_in_its_colours(golden, tiny_bac
 # Labels
 
 
-def reference_labels(scores, rows, columns, query_class, threshold, score_threshold, normalise, background):
+def reference_labels(maps, query_class, threshold, score_threshold, normalise, background):
     """The rule on the full tensor."""
     classes = torch.tensor(query_class)
-    stacked = torch.stack([scores[classes == index].amax(dim=0) for index in range(max(query_class) + 1)])
+    stacked = torch.stack([maps.scores[classes == index].amax(dim=0) for index in range(max(query_class) + 1)])
     level = stacked.amax(dim=(1, 2))[:, None, None]
-    values = rows @ stacked @ columns.T
+    values = maps.rows @ stacked @ maps.columns.T
     if normalise:
         values = values - values.amin(dim=(1, 2), keepdim=True)
     values = values / values.amax(dim=(1, 2), keepdim=True) * level
@@ -223,17 +227,13 @@ def test_labels(threshold, score_threshold, normalise, background):
     query_class = (0, 1, 1, 2, 3, 0, 4)
     scores = torch.rand(7, 5, 6, generator=torch.Generator().manual_seed(0))
     scores *= torch.linspace(0.4, 1.2, 7)[:, None, None]
-    layout = plan(80, 96, 0, 0, 16)
-    operators = stitch_operators(layout, (5, 6), (43, 61), torch.device("cpu"))
+    whole = STITCHER.maps(scores[None], plan(80, 96, 0, 0, 16), (43, 61))
     decoder = ImageLevelDecoder(query_class, threshold, score_threshold, normalise, background)
-    tiled = tile(scores[None], layout)
-    values, expected = reference_labels(
-        tiled, *operators, query_class, threshold, score_threshold, normalise, background
-    )
-    labels = decoder.labels(tiled, *operators)
+    values, expected = reference_labels(whole, query_class, threshold, score_threshold, normalise, background)
+    labels = decoder.labels(whole)
     assert labels.dtype == torch.uint8
     assert torch.equal(labels.long(), expected)
-    probabilities = decoder.probabilities(tiled, *operators)
+    probabilities = decoder.probabilities(whole)
     torch.testing.assert_close(probabilities[1:], values[1:])
     if background:
         assert (probabilities[0] == threshold).all()
@@ -243,14 +243,14 @@ def test_labels(threshold, score_threshold, normalise, background):
 def test_many_classes_have_a_label_for_none():
     scores = torch.zeros(300, 1, 2)
     scores[299, 0, 0] = 1
-    labels = ImageLevelDecoder(tuple(range(300)), threshold=0.5).labels(scores, torch.eye(1), torch.eye(2))
+    labels = ImageLevelDecoder(tuple(range(300)), threshold=0.5).labels(Maps(scores, torch.eye(1), torch.eye(2)))
     assert labels.tolist() == [[299, 65535]]
 
 
 def test_first_of_equal_classes():
     scores = torch.ones(3, 1, 1)
-    assert ImageLevelDecoder((0, 1, 2)).labels(scores, torch.eye(1), torch.eye(1)) == 0
-    assert ImageLevelDecoder((0, 1, 2), background=True).labels(scores, torch.eye(1), torch.eye(1)) == 1
+    assert ImageLevelDecoder((0, 1, 2)).labels(Maps(scores, torch.eye(1), torch.eye(1))) == 0
+    assert ImageLevelDecoder((0, 1, 2), background=True).labels(Maps(scores, torch.eye(1), torch.eye(1))) == 1
 
 
 # Through the engine
@@ -260,18 +260,18 @@ def test_segmenter_uses_its_text_and_its_decoder(golden, tiny_backbone):
     text = golden("inputs")["text"]
     names = ["sky, sea", "cat", "dog", "cow", "car", "cup"]
     embeddings = TextEmbeddings(("cat", "dog", "cow", "car", "cup", "sky", "sea"), text)
-    settings = dict(text_embeddings=embeddings, short_side=0, crop=0, temperature=30.0, threshold=0.2)
+    settings = dict(text_embeddings=embeddings, short_side=0, crop=0, logit_scale=30.0, threshold=0.2)
     method = "CLIPer:background=True,score_threshold=0.1"
     segmenter = Segmenter(method, tiny_backbone, **settings)
     image = (torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0)) * 255).byte()
     result = segmenter(image, names, scores=True)
     query_class, rows = (0, 0, 1, 2, 3, 4, 5), [5, 6, 0, 1, 2, 3, 4]
-    images = segmenter.normalise(image)[None]
-    expected = maps("background=True", tiny_backbone, images, text[rows], query_class, temperature=30.0)
-    operators = stitch_operators(plan(64, 96, 0, 0, 16), (4, 6), (64, 96), torch.device("cpu"))
+    images = normalise(image, tiny_backbone)[None]
+    expected = maps("background=True", tiny_backbone, images, text[rows], query_class, logit_scale=30.0)
+    whole = STITCHER.maps(expected, plan(64, 96, 0, 0, 16), (64, 96))
     decoder = ImageLevelDecoder(query_class, 0.2, 0.1, False, True)
-    assert torch.equal(torch.from_numpy(result.labels), decoder.labels(expected[0], *operators))
-    torch.testing.assert_close(torch.from_numpy(result.scores), decoder.probabilities(expected[0], *operators))
+    assert torch.equal(torch.from_numpy(result.labels), decoder.labels(whole))
+    torch.testing.assert_close(torch.from_numpy(result.scores), decoder.probabilities(whole))
     with pytest.raises(UserError, match="area_threshold"):
         Segmenter(method, tiny_backbone, area_threshold=0.1, **settings)(image, names)
 
@@ -284,7 +284,7 @@ def test_through_eval(name, tiny_folder, tmp_path, monkeypatch):
     main([
         str(CONFIGS / f"cliper/cfg_{name}.py"), "--backbone", f"local-dir:{tiny_folder}", "--work-dir", "run",
         "--cfg-options", "test_dataloader.num_workers=0", "model.templates=single", "model.device=cpu",
-        "test_dataloader.dataset.pipeline.1.scale=(2048,64)", "model.stride=64",
+        "model.short_side=64", "model.stride=64",
         f"model.crop={0 if name == 'voc21' else 64}", "model.threshold=0.01",
     ])  # fmt: skip
     result = read_result("run/result.json")
@@ -299,12 +299,11 @@ def test_through_eval(name, tiny_folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", PROTOCOL)
 def test_config(name, tiny_backbone):
     config = Config.fromfile(CONFIGS / f"cliper/cfg_{name}.py", import_custom_modules=False)
-    side, crop, temperature, threshold, score, attention, templates, window, background, plain, diffusion = PROTOCOL[
+    side, crop, logit_scale, threshold, score, attention, templates, window, background, plain, diffusion = PROTOCOL[
         name
     ]
     model, benchmark = config.model, config.benchmark
-    assert config.test_dataloader.dataset.pipeline[1]["scale"] == (2048, side)
-    assert (model.crop, model.temperature, model.threshold) == (crop, temperature, threshold)
+    assert (model.short_side, model.crop, model.logit_scale, model.threshold) == (side, crop, logit_scale, threshold)
     assert crop == 0 or model.stride == crop
     assert model.area_threshold == 0
     assert len(load_templates(model.templates)) == templates
@@ -316,7 +315,7 @@ def test_config(name, tiny_backbone):
     (first, second) = benchmark.published["ViT-B-16"].items()
     assert first == (model.method, plain)
     assert second[1] == diffusion
-    assert parse_method(second[0])[1] == parse_method(first[0])[1] | {"refine": "sd21"}
+    assert METHODS.parse(second[0]).options == METHODS.parse(first[0]).options | {"refine": "sd21"}
     assert {first[0], second[0]} <= set(benchmark.source)
     vocabulary = load_vocabulary(model.vocabulary)
     assert len(vocabulary) == CLASSES.get(name, 19)

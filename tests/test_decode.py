@@ -8,17 +8,18 @@ from hypothesis import strategies as st
 
 from clearclip import decode
 from clearclip.decode import Decoder
+from clearclip.windows import Maps
 
 
-def plain_probabilities(scores, query_class, temperature):
+def plain_probabilities(scores, query_class, logit_scale):
     """Scores [Q, H, W] at full size to class probabilities [C, H, W]."""
-    queries = (scores * temperature).softmax(dim=0)
+    queries = (scores * logit_scale).softmax(dim=0)
     owner = F.one_hot(torch.tensor(query_class)).T  # [C, Q]
     return (owner[:, :, None, None] * queries).max(dim=1).values
 
 
-def plain_labels(scores, query_class, temperature, threshold, area_threshold):
-    classes = plain_probabilities(scores, query_class, temperature)
+def plain_labels(scores, query_class, logit_scale, threshold, area_threshold):
+    classes = plain_probabilities(scores, query_class, logit_scale)
     if area_threshold:
         area = F.one_hot(classes.argmax(dim=0), len(classes)).sum(dim=(0, 1))[1:]
         classes[1:] *= (area > area_threshold * area.sum())[:, None, None]
@@ -48,14 +49,14 @@ def cases(draw):
     st.sampled_from([0.0, 0.1, 0.3, 1.0]),
 )
 @settings(max_examples=200)
-def test_labels_and_probabilities_are_the_plain_ones(case, temperature, threshold, area_threshold):
+def test_labels_and_probabilities_are_the_plain_ones(case, logit_scale, threshold, area_threshold):
     query_class, scores, rows, columns = case
-    decoder = Decoder(query_class, temperature, threshold, area_threshold)
+    decoder = Decoder(query_class, logit_scale, threshold, area_threshold)
     full = rows @ scores @ columns.T
-    probabilities = decoder.probabilities(scores, rows, columns)
-    torch.testing.assert_close(probabilities, plain_probabilities(full, query_class, temperature), rtol=1e-4, atol=1e-5)
-    expected = plain_labels(full, query_class, temperature, threshold, area_threshold)
-    assert torch.equal(decoder.labels(scores, rows, columns).long(), expected)
+    probabilities = decoder.probabilities(Maps(scores, rows, columns))
+    torch.testing.assert_close(probabilities, plain_probabilities(full, query_class, logit_scale), rtol=1e-4, atol=1e-5)
+    expected = plain_labels(full, query_class, logit_scale, threshold, area_threshold)
+    assert torch.equal(decoder.labels(Maps(scores, rows, columns)).long(), expected)
 
 
 def test_area_is_measured_before_the_threshold():
@@ -63,10 +64,10 @@ def test_area_is_measured_before_the_threshold():
     sure, unsure = torch.tensor([0.0, 9.0, 0.0]), torch.tensor([0.0, 0.2, 0.1])
     other = torch.tensor([0.0, 0.0, 9.0])
     scores = torch.stack([sure, unsure, unsure, other, other], dim=1)[:, None]  # [3, 1, 5]
-    labels = Decoder((0, 1, 2), 1.0, 0.6, 0.3).labels(scores, torch.eye(1), torch.eye(5))
+    labels = Decoder((0, 1, 2), 1.0, 0.6, 0.3).labels(Maps(scores, torch.eye(1), torch.eye(5)))
     assert labels.tolist() == [[1, 0, 0, 2, 2]]
     # A share that equals the threshold does not exceed it.
-    labels = Decoder((0, 1, 2), 1.0, 0.0, 0.6).labels(scores, torch.eye(1), torch.eye(5))
+    labels = Decoder((0, 1, 2), 1.0, 0.0, 0.6).labels(Maps(scores, torch.eye(1), torch.eye(5)))
     assert labels.tolist() == [[0, 0, 0, 0, 0]]
 
 
@@ -76,24 +77,27 @@ def test_bands_do_not_change_the_result(monkeypatch, threshold):
     scores = torch.rand(7, 6, 5, generator=generator)
     rows, columns = torch.rand(37, 6, generator=generator), torch.rand(11, 5, generator=generator)
     decoder = Decoder((2, 0, 1, 0, 3, 4, 4), 50.0, threshold, 0.05)
-    labels, probabilities = decoder.labels(scores, rows, columns), decoder.probabilities(scores, rows, columns)
+    labels, probabilities = (
+        decoder.labels(Maps(scores, rows, columns)),
+        decoder.probabilities(Maps(scores, rows, columns)),
+    )
     for size in (4, 4 * 7 * 5, 4 * 7 * 100, 4 * 7 * 11 * 32):  # from a pixel at once to nearly all
         monkeypatch.setattr(decode, "BAND_BYTES", size)
-        assert torch.equal(decoder.labels(scores, rows, columns), labels)
-        torch.testing.assert_close(decoder.probabilities(scores, rows, columns), probabilities)
+        assert torch.equal(decoder.labels(Maps(scores, rows, columns)), labels)
+        torch.testing.assert_close(decoder.probabilities(Maps(scores, rows, columns)), probabilities)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1e-9])  # without and with the softmax
 def test_ties_go_to_the_lowest_class(threshold):
     scores = torch.tensor([0.1, 0.5, 0.5, 0.5])[:, None, None]
     decoder = Decoder((0, 3, 2, 1), 50.0, threshold)
-    assert decoder.labels(scores, torch.eye(1), torch.eye(1)).item() == 1
+    assert decoder.labels(Maps(scores, torch.eye(1), torch.eye(1))).item() == 1
 
 
 def test_a_probability_at_the_threshold_is_enough():
     scores = torch.tensor([-200.0, 3.0, 3.0])[:, None, None]  # of the two equals each has probability 0.5
     labels = [
-        Decoder((0, 1, 2), 1.0, threshold).labels(scores, torch.eye(1), torch.eye(1)) for threshold in (0.5, 0.51)
+        Decoder((0, 1, 2), 1.0, threshold).labels(Maps(scores, torch.eye(1), torch.eye(1))) for threshold in (0.5, 0.51)
     ]
     assert [label.item() for label in labels] == [1, 0]
 
@@ -101,7 +105,7 @@ def test_a_probability_at_the_threshold_is_enough():
 @pytest.mark.parametrize(("classes", "dtype"), [(2, torch.uint8), (256, torch.uint8), (257, torch.int16)])
 def test_label_type_holds_every_class(classes, dtype):
     scores = torch.eye(classes)[:, None]  # pixel i is of class i
-    labels = Decoder(tuple(range(classes))).labels(scores, torch.eye(1), torch.eye(classes))
+    labels = Decoder(tuple(range(classes))).labels(Maps(scores, torch.eye(1), torch.eye(classes)))
     assert labels.dtype == dtype
     assert labels[0].tolist() == list(range(classes))
 
@@ -109,7 +113,7 @@ def test_label_type_holds_every_class(classes, dtype):
 def test_half_precision_scores_are_decoded_in_float32():
     scores = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0)).half()
     decoder, eye = Decoder((0, 1, 2)), torch.eye(4)
-    assert torch.equal(decoder.probabilities(scores, eye, eye), decoder.probabilities(scores.float(), eye, eye))
+    assert torch.equal(*(decoder.probabilities(Maps(given, eye, eye)) for given in (scores, scores.float())))
 
 
 @pytest.mark.parametrize("query_class", [(), (1,), (0, 2), (-1, 0)])

@@ -168,8 +168,8 @@ def test_cliper_with_diffusion(model, golden, tiny_backbone, monkeypatch):
     method = create_method("CLIPer:refine=sd21,combine=mean", tiny_backbone)
     with torch.inference_mode():
         prepared = method.prepare(text, tuple(range(7)), 50.0)
-        scores = method.scores(images, prepared)
-        alone = torch.cat([method.scores(image[None], prepared) for image in images])
+        scores = method.scores(tiny_backbone.trunk(images), prepared)
+        alone = torch.cat([method.scores(tiny_backbone.trunk(image[None]), prepared) for image in images])
     assert scores.shape[:2] == (2, 7)
     assert scores.shape[2] == scores.shape[3] == 16
     assert torch.equal(scores, alone)

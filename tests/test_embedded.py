@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from clearclip import embedded
 from clearclip.errors import UserError
+from clearclip.offline import embedded
 
 WIDTH, MLP, DIM, PATCH, GRID, LAYERS = 4, 8, 3, 2, 2, 2
 
@@ -86,8 +86,8 @@ def pip(tower, tmp_path, monkeypatch):
 
 
 def test_import_is_light():
-    code = "import sys, clearclip.embedded; print([m for m in ('torch', 'onnx', 'numpy') if m in sys.modules])"
-    env = os.environ | {"PYTHONPATH": str(Path(embedded.__file__).parents[1])}
+    code = "import sys, clearclip.offline.embedded; print([m for m in ('torch', 'onnx', 'numpy') if m in sys.modules])"
+    env = os.environ | {"PYTHONPATH": str(Path(embedded.__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env).stdout == "[]\n"
 
 

@@ -4,11 +4,10 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, assert_near, features
 from safetensors import safe_open
 
-from clearclip.backbone import load_backbone, resize_position_embedding
-from clearclip.methods import create_method
+from clearclip.backbones import load_backbone, resize_position_embedding
 from clearclip.segmenter import Queries, Segmenter
 
 
@@ -17,21 +16,14 @@ def keys(name, prefix=""):
         return sorted(key for key in file.keys() if key.startswith(prefix))  # noqa: SIM118
 
 
-def assert_near(actual, expected):
-    """To 1e-4 of the largest value."""
-    assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
-
-
 @pytest.mark.parametrize("key", keys("features", "final_block/"))
 def test_final_block(key, golden, tiny_backbone):
     _, attention, variant, image = key.split("/")
     kept = variant == "residual_ffn"
-    method = create_method(f"ClearCLIP:attention={attention},residual={int(kept)},feed_forward={kept}", tiny_backbone)
+    method = f"ClearCLIP:attention={attention},residual={int(kept)},feed_forward={kept}"
     images, expected = golden("inputs")[image], golden("features")[key]  # expected [B, N, 48]
     for batch in (slice(None), slice(0, 1), slice(-1, None)):
-        with torch.inference_mode():
-            assert_near(method.features(images[batch]).flatten(1, 2), expected[batch])
+        assert_near(features(method, tiny_backbone, images[batch]).flatten(1, 2), expected[batch])
 
 
 @pytest.mark.parametrize(
@@ -45,9 +37,8 @@ def test_final_block(key, golden, tiny_backbone):
     ],
 )
 def test_methods_are_points_of_the_grid(method, key, golden, tiny_backbone):
-    with torch.inference_mode():
-        features = create_method(method, tiny_backbone).features(golden("inputs")["image_64x96"])
-    assert_near(features.flatten(1, 2), golden("features")[f"final_block/{key}/image_64x96"])
+    actual = features(method, tiny_backbone, golden("inputs")["image_64x96"])
+    assert_near(actual.flatten(1, 2), golden("features")[f"final_block/{key}/image_64x96"])
 
 
 @pytest.mark.parametrize("key", keys("features", "pos_embed/"))
@@ -58,7 +49,7 @@ def test_position_embedding(key, golden, tiny_backbone):
 
 
 DISTINCT, SYNONYMS = (0, 1, 2, 3, 4, 5, 6), (0, 0, 1, 2, 2, 3, 4)
-PIPELINES = {  # name: input, crop, stride, classes of the queries, temperature, threshold, method
+PIPELINES = {  # name: input, crop, stride, classes of the queries, logit_scale, threshold, method
     "whole.112x160.ori150x213.q7": ("image_112x160", 0, 0, DISTINCT, 50, 0, "ClearCLIP"),
     "slide64_32.112x160.ori150x213.q7": ("image_112x160", 64, 32, DISTINCT, 50, 0, "ClearCLIP"),
     "slide64_32.112x160.ori150x213.synonyms": ("image_112x160", 64, 32, SYNONYMS, 50, 0, "ClearCLIP"),
@@ -86,20 +77,19 @@ def test_every_pipeline_is_listed():
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_pipeline(name, golden, plain_backbone):
-    from clearclip.windows import stitch_operators
-
-    source, crop, stride, query_class, temperature, threshold, method = PIPELINES[name]
+    source, crop, stride, query_class, logit_scale, threshold, method = PIPELINES[name]
     image, text = golden("inputs")[source][0], golden("inputs")["text"]
     if "odd" in name:
         image = image[:, :75, :50]
     labels, probabilities = (golden("pipeline")[f"{name}/{what}"] for what in ("labels", "probabilities"))
     shape = tuple(labels.shape[1:])
     segmenter = Segmenter(
-        method, plain_backbone, crop=crop, stride=stride, temperature=temperature, threshold=threshold
+        method, plain_backbone, short_side=0, crop=crop, stride=stride, logit_scale=logit_scale, threshold=threshold
     )  # fmt: skip
     queries = Queries(text, query_class, tuple("abcdefg"[: max(query_class) + 1]))
-    assert torch.equal(segmenter.segment([image], [shape], queries)[0], labels[0])
+    assert torch.equal(segmenter.segment([image], queries, [shape])[0], labels[0])
 
-    ((tiled, plan, grid),) = segmenter.score([image], queries)
-    decoded = segmenter.decoder(queries).probabilities(tiled, *stitch_operators(plan, grid, shape, tiled.device))
+    view = segmenter.view(image, shape)
+    maps = segmenter.maps(view, segmenter.look([view], queries)[0], queries)
+    decoded = segmenter.decoder(queries).probabilities(maps)
     assert_near(decoded[:, ::4, ::4], probabilities)

@@ -17,16 +17,18 @@ import itertools, torch
 from clearclip import windows
 from clearclip.decode import Decoder
 from clearclip.kernels import best_query
+from clearclip.windows import Stitcher
 
 torch.manual_seed(0)
 for shape, crop, queries in itertools.product([(13, 37), (20, 16)], [0, 64], [1, 23, 64, 130]):
     plan = windows.plan(80, 112, crop, 48, 16)
     grid = tuple(side // 16 for side in plan.window_shape)
-    rows, columns = windows.stitch_operators(plan, grid, shape, torch.device("cpu"))
-    scores = torch.randn(queries, rows.shape[1], columns.shape[1])
-    scores[queries // 2] = scores[0]  # equals, of which the first wins
-    expected = Decoder(tuple(range(queries))).labels(scores, rows, columns)
-    assert torch.equal(best_query(scores.permute(1, 2, 0), rows, columns), expected.int()), (shape, crop, queries)
+    scores = torch.randn(len(plan), queries, *grid)
+    scores[:, queries // 2] = scores[:, 0]  # equals, of which the first wins
+    maps = Stitcher(torch.device("cpu")).maps(scores, plan, shape)
+    expected = Decoder(tuple(range(queries))).labels(maps)
+    best = best_query(maps.scores.permute(1, 2, 0), maps.rows, maps.columns)
+    assert torch.equal(best, expected.int()), (shape, crop, queries)
 print("equal")
 """
 

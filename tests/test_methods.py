@@ -1,13 +1,14 @@
-"""The registry, the written form of a method, and the cells between the published ones."""
+"""The written form of a method, the cells between the published ones, and methods of one's own."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import picture
 
 import clearclip
-from clearclip import methods
+from clearclip.attention import mix
 from clearclip.errors import UserError
-from clearclip.methods import Method, create_method, list_methods, parse_method, register
+from clearclip.methods import METHODS, Method, create_method, list_methods, register
 from clearclip.segmenter import Segmenter
 from clearclip.text import TextEmbeddings
 
@@ -31,10 +32,10 @@ def test_methods_are_listed_in_the_order_of_their_files():
 
 
 def test_written_options():
-    entry, options = parse_method("clearclip:attention=qq+kk, residual=0.5,feed_forward=true")
-    assert entry.name == "ClearCLIP"
-    assert options == {"attention": "qq+kk", "residual": 0.5, "feed_forward": True}
-    assert parse_method("SCLIP")[1] == {}
+    choice = METHODS.parse("clearclip:attention=qq+kk, residual=0.5,feed_forward=true")
+    assert choice.name == "ClearCLIP"
+    assert choice.options == {"attention": "qq+kk", "residual": 0.5, "feed_forward": True}
+    assert METHODS.parse("SCLIP").options == {}
 
 
 @pytest.mark.parametrize(
@@ -46,8 +47,8 @@ def test_written_options():
         ("ClearCLIP:depth=3", "no option depth; its options are attention, feed_forward, residual"),
         ("ClearCLIP:attention=xx", "unknown attention 'xx'"),
         ("ClearCLIP:attention=5", "unknown attention '5'"),
-        ("ClearCLIP:residual=much", "option residual must be a number, not 'much'; its options are attention"),
-        ("ClearCLIP:residual=[1]", "option residual must be a number"),
+        ("ClearCLIP:residual=much", "option residual must be a finite number, not 'much'; its options are attention"),
+        ("ClearCLIP:residual=[1]", "option residual must be a finite number"),
         ("ClearCLIP:residual=1,residual=2", "option residual is there twice"),
         ("ClearCLIP:feed_forward=no", "feed_forward must be True or False"),
     ],
@@ -57,30 +58,37 @@ def test_wrong_form_is_refused(text, match, tiny_backbone):
         create_method(text, tiny_backbone)
 
 
+def output(name, trunk):
+    """The last block's output [B, 1+N, D] under a method."""
+    method = create_method(name, trunk.backbone)
+    return method.output(mix(method.attention, *trunk.qkv(), trunk), trunk)
+
+
 def test_residual_and_feed_forward_are_separate(tiny_backbone, golden):
     """Cells that no published method takes: their tokens, from the block's own parts."""
     images = golden("inputs")["image_64x96"]
-    block = tiny_backbone.blocks[-1]
+    block, trunk = tiny_backbone.blocks[-1], tiny_backbone.trunk(images)
     with torch.inference_mode():
-        tokens = tiny_backbone.trunk(images)
-        mixed = create_method("ClearCLIP", tiny_backbone).rewire(block, tokens, (4, 6))
+        tokens = trunk.tokens()
+        mixed = output("ClearCLIP", trunk)
         for weight in (0.0, 0.3, 1.0):
-            without = create_method(f"ClearCLIP:residual={weight}", tiny_backbone).rewire(block, tokens, (4, 6))
+            without = output(f"ClearCLIP:residual={weight}", trunk)
             torch.testing.assert_close(without, mixed + weight * tokens)
-            method = create_method(f"ClearCLIP:residual={weight},feed_forward=True", tiny_backbone)
-            expected = without + block.mlp(block.ln_2(without))
-            torch.testing.assert_close(method.rewire(block, tokens, (4, 6)), expected)
+            name = f"ClearCLIP:residual={weight},feed_forward=True"
+            module = block.module
+            expected = without + module.mlp(module.ln_2(without))
+            torch.testing.assert_close(output(name, trunk), expected)
             features = tiny_backbone.project(expected[:, 1:]).unflatten(1, (4, 6))
-            torch.testing.assert_close(method.features(images), features)
+            torch.testing.assert_close(create_method(name, tiny_backbone).features(trunk), features)
 
 
 def test_clip_is_the_untouched_network(tiny_backbone, golden):
     """The last block under CLIP's options is OpenCLIP's own, and its class token the library's image embedding."""
     images = golden("inputs")["image_64x64"]
     with torch.inference_mode():
-        tokens = tiny_backbone.trunk(images)
-        rewired = create_method("CLIP", tiny_backbone).rewire(tiny_backbone.blocks[-1], tokens, (4, 4))
-        torch.testing.assert_close(rewired, tiny_backbone.blocks[-1](tokens), rtol=1e-4, atol=1e-5)
+        trunk = tiny_backbone.trunk(images)
+        rewired = output("CLIP", trunk)
+        torch.testing.assert_close(rewired, tiny_backbone.blocks[-1].module(trunk.tokens()), rtol=1e-4, atol=1e-5)
         embedding = tiny_backbone.project(rewired[:, 0])
         torch.testing.assert_close(embedding, tiny_backbone.visual(images), rtol=1e-4, atol=1e-5)
 
@@ -88,8 +96,9 @@ def test_clip_is_the_untouched_network(tiny_backbone, golden):
 def test_scores_are_cosines_in_float32(tiny_backbone, golden):
     images, text = golden("inputs")["image_64x96"], golden("inputs")["text"]
     method = create_method("ClearCLIP", tiny_backbone)
+    trunk = tiny_backbone.trunk(images)
     with torch.inference_mode():
-        scores, features = method.scores(images, text), method.features(images)
+        scores, features = method.scores(trunk, text), method.features(trunk)
     assert scores.shape == (2, 7, 4, 6)
     assert scores.dtype == torch.float32
     for row in range(4):
@@ -105,9 +114,9 @@ class Brightness(Method):
         super().__init__(backbone)
         self.sign = sign
 
-    def features(self, images):
+    def features(self, trunk):
         patch = self.backbone.patch_size
-        colour = F.avg_pool2d(images, patch).mean(dim=1)  # [B, h, w]
+        colour = F.avg_pool2d(trunk.images, patch).mean(dim=1)  # [B, h, w]
         first = torch.zeros(self.backbone.dim)
         first[0] = self.sign
         return colour[..., None] * first
@@ -115,8 +124,8 @@ class Brightness(Method):
 
 def test_a_method_of_ones_own(monkeypatch, tiny_backbone):
     list_methods()
-    monkeypatch.setattr(methods, "_ENTRIES", dict(methods._ENTRIES))
-    register("Brightness", Brightness, "bright or dark", "nowhere, 2024", sign=1)
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))
+    register("Brightness", Brightness, "bright or dark", "nowhere, 2024")
     assert "Brightness" in [entry.name for entry in list_methods()]
 
     axis = F.one_hot(torch.tensor([0, 0]), 48) * torch.tensor([[1], [-1]])

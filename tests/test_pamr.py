@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import clearclip.refine.pamr as module
+from clearclip import Segmenter
 from clearclip.refine.pamr import affinity, pamr
 
 DILATIONS = st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True)
@@ -119,8 +120,6 @@ def test_half_precision_is_computed_in_single():
 
 
 def test_a_suffix_refines_the_scores_of_any_method(tiny_backbone):
-    from clearclip import Segmenter
-
     image = (noise(40, 56, 3) * 255).byte().numpy()
     settings = dict(backbone=tiny_backbone, short_side=64, crop=64, stride=32, templates=["{}"])
     plain = Segmenter("MaskCLIP", **settings)(image, ["cat", "dog, hound", "sky"], scores=True)

@@ -1,49 +1,33 @@
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import assert_near
+from conftest import assert_near, features, tiny_vit
 from PIL import Image
 from safetensors.torch import save_file
 
+import clearclip
 import eval as program
-from clearclip import features
-from clearclip.backbone import merge_heads, resize_position_embedding, split_heads
+from clearclip import vision
+from clearclip.backbones import resize_position_embedding
 from clearclip.errors import UserError
-from clearclip.features import VISION_MODELS, VisionModel, load_vision_model
 from clearclip.methods import create_method
 from clearclip.methods.proxyclip import ProxyCLIP
+from clearclip.vision import VISION, TimmViT, load_vision_model
 
 CPU = torch.device("cpu")
-
-
 SMALL = dict(img_size=160, depth=2, embed_dim=64, num_heads=4)
 REGISTERS = SMALL | dict(reg_tokens=4, no_embed_class=True)  # as DINOv2's, the class token's position in the token
 
 
-def tiny_vit(name="vit_tiny_patch16_224", **options):
-    torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options).eval()
-    for parameter in model.parameters():  # what starts as 0 or 1 would hide what is done with it
-        torch.nn.init.normal_(parameter, parameter.mean().item(), 0.1)
-    return model
-
-
-@pytest.fixture
-def weights(tmp_path):
-    """A checkpoint of timm's smallest ViT, `test_vit`."""
-    path = tmp_path / "test_vit.safetensors"
-    save_file(tiny_vit("test_vit").state_dict(), path)
-    return path
-
-
 def proxy(backbone, external, images, **options):
     with torch.inference_mode():
-        return ProxyCLIP(backbone, vfm=lambda _: external, **options).features(images)
+        return ProxyCLIP(backbone, vfm=lambda _: external, **options).features(backbone.trunk(images))
 
 
 def test_golden(golden, tiny_backbone):
@@ -69,8 +53,8 @@ def test_values_are_resized_to_the_external_grid(golden, tiny_backbone):
     unlike = torch.eye(55).reshape(1, 55, 5, 11).expand(2, -1, -1, -1)  # no patch is like another: it sees itself
     actual = proxy(tiny_backbone, unlike, images)
     with torch.inference_mode():
-        v = split_heads(block, tiny_backbone.trunk(images))[2]
-        local = merge_heads(block, v)[:, 1:].transpose(1, 2).unflatten(2, (4, 6))  # [2, 64, 4, 6]
+        v = tiny_backbone.trunk(images).qkv()[2]
+        local = block.attention_output(v)[:, 1:].transpose(1, 2).unflatten(2, (4, 6))  # [2, 64, 4, 6]
         resized = F.interpolate(local, size=(5, 11), mode="bilinear").permute(0, 2, 3, 1)
         assert_near(actual, tiny_backbone.project(resized), 1e-5)
 
@@ -80,8 +64,7 @@ def test_uniform_window_has_scores(golden, tiny_backbone):
     images = golden("inputs")["image_64x64"]
     flat = proxy(tiny_backbone, torch.ones(2, 8, 4, 4), images)
     assert flat.isfinite().all()
-    with torch.inference_mode():
-        assert_near(flat, create_method("MaskCLIP", tiny_backbone).features(images))  # each patch keeps itself
+    assert_near(flat, features("MaskCLIP", tiny_backbone, images))  # each patch keeps itself
 
 
 def test_attention_excludes_unlike_patches(tiny_backbone):
@@ -99,7 +82,7 @@ def test_native_grid_is_timm_s_own_forward(options):
     images = torch.randn(2, 3, 160, 160)
     with torch.inference_mode():
         expected = model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0]
-        torch.testing.assert_close(VisionModel(model, CPU, torch.float32)(images), expected)
+        torch.testing.assert_close(TimmViT(model, CPU, torch.float32)(images), expected)
 
 
 @pytest.mark.parametrize(("options", "mode"), [(SMALL, "offset"), (REGISTERS, "antialias")])
@@ -113,18 +96,18 @@ def test_other_grids_follow_the_authors_resampling(options, mode):
     sized.load_state_dict(model.state_dict() | {"pos_embed": resized[None, 1 - class_rows :]})
     with torch.inference_mode():
         expected = sized.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0]
-        torch.testing.assert_close(VisionModel(model, CPU, torch.float32)(images), expected)
+        torch.testing.assert_close(TimmViT(model, CPU, torch.float32)(images), expected)
 
 
 def test_rotary_models_are_left_to_timm():
     model = tiny_vit("vit_tiny_patch16_dinov3_qkvb", depth=2, embed_dim=64, num_heads=4)
     with torch.inference_mode():
-        assert VisionModel(model, CPU, torch.float32)(torch.randn(1, 3, 64, 96)).shape == (1, 64, 4, 6)
+        assert TimmViT(model, CPU, torch.float32)(torch.randn(1, 3, 64, 96)).shape == (1, 64, 4, 6)
 
 
 @pytest.mark.parametrize(("size", "grid"), [((167, 170), (10, 11)), ((5, 24), (1, 2)), ((160, 144), (10, 9))])
 def test_sizes_go_to_the_nearest_multiple_of_the_patch(size, grid):
-    model = VisionModel(tiny_vit("test_vit"), CPU, torch.float32)
+    model = TimmViT(tiny_vit("test_vit"), CPU, torch.float32)
     images = torch.randn(1, 3, *size)
     resized = F.interpolate(images, size=(16 * grid[0], 16 * grid[1]), mode="bilinear")
     with torch.inference_mode():
@@ -132,20 +115,21 @@ def test_sizes_go_to_the_nearest_multiple_of_the_patch(size, grid):
         torch.testing.assert_close(model(images), model(resized))
 
 
-def test_images_change_normalisation(weights, golden, tiny_backbone):
+def test_images_change_normalisation(vit_weights, golden, tiny_backbone):
     rgb = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
-    model = load_vision_model("test_vit", weights)
+    model = load_vision_model("test_vit", vit_weights)
     as_clip, own = (
         (rgb - torch.tensor(x.mean)[:, None, None]) / torch.tensor(x.std)[:, None, None] for x in (tiny_backbone, model)
     )
-    method = create_method(f"ProxyCLIP:vfm=test_vit,vfm_weights={weights}", tiny_backbone)
+    method = create_method(f"ProxyCLIP:vfm=test_vit,vfm_weights={vit_weights}", tiny_backbone)
     with torch.inference_mode():
         torch.testing.assert_close(method.external(as_clip), model(own), atol=1e-4, rtol=1e-4)
 
 
 def test_names_are_timm_s():
-    for name, known in VISION_MODELS.items():
-        assert timm.is_model(known), name
+    for entry in VISION.entries():
+        known = entry.preset["architecture"]
+        assert timm.is_model(known), entry.name
         assert timm.get_pretrained_cfg(known).tag == known.partition(".")[2]
 
 
@@ -161,37 +145,37 @@ def test_dinov2_s_own_checkpoints_load(options, tmp_path, monkeypatch):
         own["cls_token"] = own["cls_token"] - position
     torch.save({"model": own}, tmp_path / "own.pth")
     monkeypatch.setattr(
-        features, "_create", lambda name: timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
+        vision, "_create", lambda *names: timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
     )
     loaded = load_vision_model("small", tmp_path / "own.pth").model.state_dict()
     for key, value in model.state_dict().items():
         torch.testing.assert_close(loaded[key], value)
 
 
-def test_half_precision_weights_load(weights, tmp_path):
+def test_half_precision_weights_load(vit_weights, tmp_path):
     half = {key: value.half() for key, value in tiny_vit("test_vit").state_dict().items()}
     save_file(half, tmp_path / "half.safetensors")
     model = load_vision_model("test_vit", tmp_path / "half.safetensors")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_weights_are_found(weights, monkeypatch, tiny_backbone):
-    expected = load_vision_model("test_vit", weights).state_dict()
+def test_weights_are_found(vit_weights, monkeypatch, tiny_backbone):
+    expected = load_vision_model("test_vit", vit_weights).state_dict()
 
     def same(model):
         return all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
 
-    assert same(load_vision_model(str(weights)))  # the file is called as its model
-    monkeypatch.setenv("CLEARCLIP_WEIGHTS", f"/nowhere{os.pathsep}{weights.parent}")
+    assert same(load_vision_model(str(vit_weights)))  # the file is called as its model
+    monkeypatch.setenv("CLEARCLIP_WEIGHTS", f"/nowhere{os.pathsep}{vit_weights.parent}")
     assert same(load_vision_model("test_vit"))
 
 
-def test_hub_cache_is_used(weights, monkeypatch, tmp_path):
+def test_hub_cache_is_used(vit_weights, monkeypatch, tmp_path):
     repository = tmp_path / "hub" / "models--timm--test_vit.r160_in1k"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs/main").write_text("0" * 40)
     (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    weights.rename(repository / "snapshots" / ("0" * 40) / "model.safetensors")
+    vit_weights.rename(repository / "snapshots" / ("0" * 40) / "model.safetensors")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert load_vision_model("test_vit").patch_size == (16, 16)
 
@@ -208,11 +192,11 @@ def test_unknown_model_is_a_user_error(name, tiny_backbone):
         create_method(f"ProxyCLIP:vfm={name}", tiny_backbone)
 
 
-def test_bad_files_are_user_errors(weights, tmp_path):
+def test_bad_files_are_user_errors(vit_weights, tmp_path):
     with pytest.raises(UserError, match=r"absent\.pt does not exist"):
         load_vision_model("test_vit", tmp_path / "absent.pt")
     with pytest.raises(UserError, match=r"test_vit\.safetensors does not hold a test_vit2: .*reg_token"):
-        load_vision_model("test_vit2", weights)
+        load_vision_model("test_vit2", vit_weights)
     with pytest.raises(UserError, match="unknown vision model 'mine'"):
         load_vision_model(str(tmp_path / "mine.safetensors"))
     (tmp_path / "damaged.safetensors").write_bytes(b"nonsense")
@@ -220,13 +204,13 @@ def test_bad_files_are_user_errors(weights, tmp_path):
         load_vision_model("test_vit", tmp_path / "damaged.safetensors")
 
 
-def test_through_eval(weights, tmp_path, tiny_folder, monkeypatch):
+def test_through_eval(vit_weights, tmp_path, tiny_folder, monkeypatch):
     random = np.random.default_rng(0)
     for folder, shape, top in (("images", (40, 60, 3), 256), ("labels", (40, 60), 2)):
         (tmp_path / folder).mkdir()
         Image.fromarray(random.integers(0, top, shape, np.uint8)).save(tmp_path / folder / "a.png")
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    base = features.__file__.replace("clearclip/features.py", "configs/base.py")
+    base = Path(clearclip.__file__).parents[1] / "configs/base.py"
     (tmp_path / "cfg_mine.py").write_text(f"""
 _base_ = "{base}"
 _base_.test_dataloader.dataset.pipeline[1].scale = (2048, 64)
@@ -241,7 +225,7 @@ test_dataloader = dict(
 benchmark = dict(name="mine")
 """)
     monkeypatch.chdir(tmp_path)
-    method = f"ProxyCLIP:vfm=test_vit,vfm_weights={weights}"
+    method = f"ProxyCLIP:vfm=test_vit,vfm_weights={vit_weights}"
     arguments = ["cfg_mine.py", "--backbone", f"local-dir:{tiny_folder}", "--method", method, "--work-dir", "out"]
     program.main(arguments)
     result = json.loads((tmp_path / "out" / "result.json").read_text())

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from conftest import assert_near, features
 from safetensors.torch import save_file
 
-from clearclip.backbone import load_backbone
+from clearclip.attention import mix_terms
+from clearclip.backbones import load_backbone
 from clearclip.errors import UserError
 from clearclip.methods import create_method
 from clearclip.methods.scclip import (
@@ -42,7 +43,7 @@ def test_golden(golden, deep_backbone):
 def test_golden_outliers(golden, deep_backbone):
     expected = golden("scclip")
     with torch.inference_mode():
-        patches = deep_backbone.trunk(expected["image_112x112"])[:, 1:]
+        patches = deep_backbone.trunk(expected["image_112x112"]).patches()
     assert_near(outlier_factors(patches)[0], expected["outlier_scores/0"])
     assert torch.equal(find_outliers(patches)[0].nonzero().flatten(), expected["outliers/0"])
 
@@ -69,12 +70,12 @@ def test_half_its_attention_is_that_of_the_base(golden, deep_backbone):
     images, block = golden("scclip")["image_112x112"], deep_backbone.blocks[-1]
     method = create_method("SC-CLIP:attention=qq+kk,class_token=0", deep_backbone)
     with torch.inference_mode():
-        patches = deep_backbone.trunk(images)[:, 1:]
+        patches = deep_backbone.trunk(images).patches()
         alone = torch.eye(49).expand(2, -1, -1)
-        actual = method.rewire(block, patches, torch.zeros(2, 1, 64), alone, (7, 7))
-        by_itself = create_method("MaskCLIP", deep_backbone).rewire(block, patches, (7, 7))
-        base = create_method("SCLIP:residual=0,feed_forward=False", deep_backbone).rewire(block, patches, (7, 7))
-        bias = block.attn.out_proj.bias
+        actual = method.rewire(patches, torch.zeros(2, 1, 64), alone)
+        qkv = block.qkv(patches)
+        by_itself, base = (block.attention_output(mix_terms(terms, *qkv)) for terms in (("identity",), ("qq", "kk")))
+        bias = block.module.attn.out_proj.bias
         torch.testing.assert_close(actual - bias, (by_itself - bias) / 2 + (base - bias) / 4)
 
 

@@ -9,41 +9,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import features, picture, scores
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clearclip import Segmenter, TextEmbeddings, Vocabulary, load_segmenter
+from clearclip import Segmenter, TextEmbeddings, Vocabulary
 from clearclip.errors import UserError
+from clearclip.images import read_image, resize_short, resized_shape
 from clearclip.methods import create_method
-from clearclip.segmenter import read_image, resize_short, resized_shape
 from clearclip.text import embed_names
+from clearclip.view import normalise
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 SANITY = Path(__file__).parents[1] / "datasets" / "sanity" / "images"
 NAMES = tuple("abcdefg")
-
-
-def picture(height, width, seed=0):
-    """A smooth coloured picture: noise of a few cells, enlarged."""
-    noise = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-
-
-@pytest.fixture(scope="module")
-def text(golden):
-    return TextEmbeddings(NAMES, golden("inputs")["text"])
-
-
-@pytest.fixture(scope="module")
-def make(tiny_backbone, text):
-    """A segmenter with small windows; options as those of `Segmenter`."""
-
-    def build(method="ClearCLIP", **options):
-        defaults = {"text_embeddings": text, "short_side": 80, "crop": 64, "stride": 32}
-        return Segmenter(method, tiny_backbone, **defaults | options)
-
-    return build
 
 
 # Images in
@@ -210,17 +189,16 @@ def test_labels_hardly_depend_on_where_images_are_resized(make):
 
 def test_one_window_is_resize_normalise_score_and_upsample(make, tiny_backbone, golden):
     image = picture(100, 150)
-    result = make("CLIP", short_side=64, crop=96, temperature=30)(image, NAMES, scores=True, features=True)
+    result = make("CLIP", short_side=64, crop=96, logit_scale=30)(image, NAMES, scores=True, features=True)
     resized = torch.from_numpy(cv2.resize(image, (96, 64), interpolation=cv2.INTER_LINEAR)).permute(2, 0, 1) / 255
     mean, std = torch.tensor([0.4814547, 0.4578275, 0.4082107]), torch.tensor([0.2686295, 0.2613026, 0.2757771])
     normalised = ((resized - mean[:, None, None]) / std[:, None, None])[None]
-    method = create_method("CLIP", tiny_backbone)
-    with torch.inference_mode():
-        scores, features = method.scores(normalised, golden("inputs")["text"]), method.features(normalised)[0]
-    pixels = F.interpolate(F.interpolate(scores, (64, 96), mode="bilinear"), (100, 150), mode="bilinear")[0]
+    cosines = scores("CLIP", tiny_backbone, normalised, golden("inputs")["text"])
+    pixels = F.interpolate(F.interpolate(cosines, (64, 96), mode="bilinear"), (100, 150), mode="bilinear")[0]
     expected = (30 * pixels).softmax(dim=0)
     torch.testing.assert_close(torch.from_numpy(result.scores), expected, rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(torch.from_numpy(result.features), F.normalize(features, dim=-1), rtol=1e-4, atol=1e-5)
+    unit = F.normalize(features("CLIP", tiny_backbone, normalised)[0], dim=-1)
+    torch.testing.assert_close(torch.from_numpy(result.features), unit, rtol=1e-4, atol=1e-5)
     assert np.array_equal(result.labels, result.scores.argmax(axis=0))
 
 
@@ -252,18 +230,24 @@ def test_windows_of_different_images_share_batches(make, monkeypatch):
     segmenter = make(window_batch=100)
     batches = []
     original = segmenter.method.scores
-    monkeypatch.setattr(segmenter.method, "scores", lambda b, text: batches.append(len(b)) or original(b, text))
+    monkeypatch.setattr(
+        segmenter.method, "scores", lambda trunk, text: batches.append(len(trunk.images)) or original(trunk, text)
+    )
     segmenter([picture(*size) for size in SIZES], NAMES)
     assert len(batches) == 1  # all are at least as large as the crop once they are resized
 
 
-def test_segment_is_the_same_road_without_the_resize(make):
+def test_segment_is_the_same_road(make):
     images = [picture(*size) for size in SIZES]
-    segmenter = make()
+    segmenter, by_hand = make(), make(short_side=0)
     queries = segmenter.queries(Vocabulary.of(NAMES))
+    originals = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
     resized = [torch.from_numpy(resize_short(image, 80)).permute(2, 0, 1) for image in images]
-    for labels, result in zip(segmenter.segment(resized, SIZES, queries), segmenter(images, NAMES)):
+    assert all(map(torch.equal, map(segmenter.resize, originals), resized))
+    results = zip(segmenter.segment(originals, queries), by_hand.segment(resized, queries, SIZES))
+    for (labels, labels_by_hand), result in zip(results, segmenter(images, NAMES)):
         assert np.array_equal(labels.numpy(), result.labels)
+        assert np.array_equal(labels_by_hand.numpy(), result.labels)
 
 
 @pytest.mark.parametrize("crop", [0, 64])
@@ -299,10 +283,9 @@ def test_features_of_windows_that_do_not_overlap_are_theirs(make, tiny_backbone)
     image = picture(64, 128)
     segmenter = make(short_side=0, stride=64)
     result = segmenter(image, NAMES, features=True)
-    normalised = segmenter.normalise(torch.from_numpy(image).permute(2, 0, 1))
+    normalised = normalise(torch.from_numpy(image).permute(2, 0, 1), tiny_backbone)
     halves = torch.stack([normalised[:, :, :64], normalised[:, :, 64:]])
-    with torch.inference_mode():
-        left, right = create_method("ClearCLIP", tiny_backbone).features(halves)
+    left, right = features("ClearCLIP", tiny_backbone, halves)
     expected = F.normalize(torch.cat([left, right], dim=1), dim=-1).numpy()
     inner = [0, 1, 2, 5, 6, 7]  # bilinear sampling at the centres of patches does not reach across
     np.testing.assert_allclose((result.features * expected).sum(axis=2)[:, inner], 1, atol=2e-3)
@@ -311,12 +294,12 @@ def test_features_of_windows_that_do_not_overlap_are_theirs(make, tiny_backbone)
 def test_options_reach_the_decoder(make):
     image = picture(50, 70)
     synonyms = ["b, a", "d, c, g", "f, e"]
-    segmenter = make(temperature=7.0, threshold=0.4, area_threshold=0.2)
+    segmenter = make(logit_scale=7.0, threshold=0.4, area_threshold=0.2)
     queries = segmenter.queries(Vocabulary.of(synonyms))
     decoder = segmenter.decoder(queries)
     assert queries.names == ("b", "d", "f")
     assert queries.query_class == (0, 0, 1, 1, 1, 2, 2)
-    assert (decoder.temperature, decoder.threshold, decoder.area_threshold) == (7.0, 0.4, 0.2)
+    assert (decoder.logit_scale, decoder.threshold, decoder.area_threshold) == (7.0, 0.4, 0.2)
     assert set(np.unique(make()(image, synonyms).labels)) <= {0, 1, 2}
     assert not make(threshold=1.0)(image, NAMES).labels.any()
     assert make()(image, NAMES).labels.any()
@@ -383,18 +366,32 @@ def test_sizes_are_whole_numbers(key, value, make):
         make(**{key: value})
 
 
-@pytest.mark.parametrize("key", ["temperature", "threshold", "area_threshold"])
-@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "1", None])
+@pytest.mark.parametrize("key", ["logit_scale", "temperature", "threshold", "area_threshold"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "1", True])
 def test_weights_are_numbers(key, value, make):
     with pytest.raises(UserError, match=f"{key} must be a number .*, not {value!r}"):
         make(**{key: value})
 
 
+@pytest.mark.parametrize("key", ["logit_scale", "threshold", "area_threshold"])
+def test_only_the_old_spelling_may_be_none(key, make):
+    with pytest.raises(UserError, match=f"{key} must be a number .*, not None"):
+        make(**{key: None})
+    assert make(temperature=None).logit_scale == 50
+
+
+def test_temperature_is_another_name_of_logit_scale(make):
+    one, other = (make(**{key: 7.0})(picture(50, 70), NAMES, scores=True) for key in ("temperature", "logit_scale"))
+    assert np.array_equal(one.scores, other.scores)
+    assert not np.array_equal(one.scores, make()(picture(50, 70), NAMES, scores=True).scores)
+
+
 def test_settings_at_their_ends(make):
-    make(short_side=0, crop=0, stride=0, window_batch=1, temperature=np.float32(0.1), threshold=1, area_threshold=1.0)
+    make(short_side=0, crop=0, stride=0, window_batch=1, logit_scale=np.float32(0.1), threshold=1, area_threshold=1.0)
     make(window_batch=None, short_side=np.int64(64), threshold=0)
     for settings, message in (
         ({"window_batch": 0}, "window_batch must be a whole number from 1 on, not 0"),
+        ({"logit_scale": 0}, "logit_scale must be a number above 0, not 0"),
         ({"temperature": 0}, "temperature must be a number above 0, not 0"),
         ({"threshold": 1.5}, r"threshold must be a number within 0\.\.1, not 1\.5"),
     ):
@@ -417,34 +414,3 @@ def test_settings_that_contradict_a_loaded_backbone(settings, message, make, tin
         with pytest.raises(UserError, match=message):
             make(method, **settings)
     make(device="cpu", precision="fp32")
-
-
-# Benchmark settings
-
-
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("cfg_*.py")), ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_every_config_makes_a_segmenter(path, tiny_backbone, text):
-    # Whatever its method: some methods load a second network.
-    segmenter = load_segmenter(path, method="CLIP", backbone=tiny_backbone, text_embeddings=text)
-    assert segmenter.short_side >= segmenter.stride > 0
-    assert segmenter.crop == 0 or segmenter.short_side >= segmenter.crop >= segmenter.stride
-
-
-def test_settings_of_a_config(tiny_backbone, text):
-    segmenter = load_segmenter(CONFIGS / "cfg_voc21.py", backbone=tiny_backbone, text_embeddings=text)
-    settings = (segmenter.short_side, segmenter.crop, segmenter.stride, segmenter.temperature, segmenter.threshold)
-    assert settings == (448, 448, 224, 50, 0.5)
-    assert segmenter.method.residual == 0
-    changed = load_segmenter(
-        str(CONFIGS / "cfg_voc21.py"), backbone=tiny_backbone, method="SCLIP", short_side=64, text_embeddings=text
-    )
-    assert (changed.short_side, changed.threshold, changed.method.residual) == (64, 0.5, 1)
-
-
-def test_files_that_are_no_config_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"gone\.py does not exist"):
-        load_segmenter(tmp_path / "gone.py")
-    for name, content in (("a.py", "model = 3"), ("b.py", "model = dict("), ("c.py", ""), ("d.txt", "cat")):
-        (tmp_path / name).write_text(content)
-        with pytest.raises(UserError, match=f"{name} is no benchmark config"):
-            load_segmenter(tmp_path / name)

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clearclip import student
+from clearclip import backbones
 from clearclip.errors import UserError
-from clearclip.student import Head, SentenceEncoder, Spelling, TextStudent, letter_runs, meaning, plain
+from clearclip.offline import student
+from clearclip.offline.student import Head, SentenceEncoder, Spelling, TextStudent, letter_runs, meaning, plain
 from clearclip.text import TextEmbeddings
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +69,7 @@ def head(world, encoder):
 
 
 def test_import_leaves_transformers_alone():
-    code = "import sys, clearclip.student; clearclip.student.TextStudent(); print('transformers' in sys.modules)"
+    code = "import sys; from clearclip.offline.student import TextStudent; TextStudent(); print('transformers' in sys.modules)"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env).stdout == "False\n"
 
@@ -273,8 +274,6 @@ def test_distil_mistakes(arguments, message, distil, files, world, tmp_path, cap
 
 
 def test_distil_from_a_text_tower(distil, world, encoder_dir, tmp_path, monkeypatch):
-    from clearclip import backbone
-
     names, embeddings = world
 
     def embed_names(_, queries, templates):
@@ -282,10 +281,9 @@ def test_distil_from_a_text_tower(distil, world, encoder_dir, tmp_path, monkeypa
         return TextEmbeddings(tuple(queries), torch.stack([embeddings[names.index(name)] for name in queries]))
 
     class Tower:
-        class checkpoint:
-            student = False
+        text_stand_in = False
 
-    monkeypatch.setattr(backbone, "load_backbone", lambda *_: Tower)
+    monkeypatch.setattr(backbones, "load_backbone", lambda *_: Tower)
     monkeypatch.setattr(distil, "embed_names", embed_names)
     (tmp_path / "words.txt").write_text("\n".join(names[:60]))
     output = tmp_path / "head.safetensors"
@@ -293,6 +291,6 @@ def test_distil_from_a_text_tower(distil, world, encoder_dir, tmp_path, monkeypa
         ["--words", str(tmp_path / "words.txt"), "--output", str(output), "--encoder", str(encoder_dir), "--folds", "0"]
     )
     assert (TextStudent(output, encoder_dir)(names[:60]) * embeddings[:60]).sum(dim=1).mean() > 0.98
-    Tower.checkpoint.student = True
+    Tower.text_stand_in = True
     with pytest.raises(SystemExit):
         distil.main(["--words", str(tmp_path / "words.txt"), "--output", str(output)])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from clearclip import text
-from clearclip.backbone import load_backbone
+from clearclip.backbones import load_backbone
 from clearclip.errors import UserError
 from clearclip.paths import cache_dir
 from clearclip.segmenter import Segmenter

@@ -17,12 +17,14 @@ import torch
 from safetensors.torch import save_file
 
 from clearclip import weights
-from clearclip.backbone import load_backbone
+from clearclip.backbones import blip, list_backbones, load_backbone
+from clearclip.backbones.blip import BlipBackbone
 from clearclip.errors import UserError
 from clearclip.methods import create_method
 from clearclip.segmenter import Segmenter
+from clearclip.state import content_hash, load_state_dict
 from clearclip.text import TextEmbeddings, encode_prompts
-from clearclip.weights import COMMON, EMBEDDED, content_hash, find_checkpoint, list_backbones, load_state_dict
+from clearclip.weights import COMMON, EMBEDDED, find_checkpoint
 
 ROOT = Path(__file__).parents[1]
 IMAGE = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -139,7 +141,11 @@ def test_other_networks_are_refused_by_name_before_any_download(backbone, no_dow
         ("ViT-B-16:nobody", "openai", "no weights 'nobody'"),
         ("ViT-B-16", "gone/weights.pt", "weights file gone/weights.pt does not exist"),
         ("ViT-L-14", EMBEDDED, "exist for ViT-B-16 only, not for ViT-L-14"),
-        ("local-dir:gone", "openai", "gone is not an OpenCLIP model folder"),
+        (
+            "local-dir:gone",
+            "openai",
+            "gone is not a model folder that can be used; it must hold OpenCLIP's open_clip_config.json",
+        ),
     ],
 )
 def test_what_cannot_be_had_is_named(backbone, pretrained, match, no_download):
@@ -211,7 +217,7 @@ def test_every_form_of_file_holds_both_towers(name, tiny_arch, tiny_state, tiny_
     FORMS[name](tiny_state, tmp_path / name)
     loaded = load("ViT-B-16-quickgelu", tmp_path / name)
     with torch.inference_mode():
-        assert torch.equal(loaded.trunk(IMAGE), tiny_backbone.trunk(IMAGE))
+        assert torch.equal(loaded.trunk(IMAGE).tokens(), tiny_backbone.trunk(IMAGE).tokens())
     prompts = ["a cat", "a photo of the moon."]
     assert torch.equal(encode_prompts(loaded, prompts), encode_prompts(tiny_backbone, prompts))
     assert (loaded.name, loaded.tag) == ("ViT-B-16", name)
@@ -333,7 +339,7 @@ def test_weights_folders(tiny_arch, tiny_state, tmp_path, monkeypatch, no_downlo
 def test_a_tag_wins_over_a_file_of_its_name(tiny_arch, tiny_state, tmp_path, monkeypatch):
     """A file called as a tag is written with its folder; one called as none needs neither folder nor suffix."""
     monkeypatch.setattr(weights, "_download", lambda arch, tag, known: Path("downloaded"))
-    monkeypatch.setattr(weights, "hub_file", lambda repository, *names: Path("downloaded"))
+    monkeypatch.setattr(blip, "hub_file", lambda repository, *names: Path("downloaded"))
     monkeypatch.chdir(tmp_path)
     for name in ("openai", "mine", "coco"):
         torch.save(tiny_state, name)
@@ -341,9 +347,10 @@ def test_a_tag_wins_over_a_file_of_its_name(tiny_arch, tiny_state, tmp_path, mon
     assert find_checkpoint("ViT-B-16", "./openai").path == Path("openai")
     assert find_checkpoint("ViT-B-16", str(tmp_path / "openai")).path == tmp_path / "openai"
     assert find_checkpoint("ViT-B-16", "mine").path == Path("mine")
-    assert find_checkpoint("BLIP-B", "coco").path == find_checkpoint("BLIP-B", "openai").path == Path("downloaded")
-    assert find_checkpoint("BLIP-B", "./coco").path == Path("coco")
-    assert find_checkpoint("BLIP-B", "mine").path == Path("mine")
+    assert BlipBackbone.find("BLIP-B", "coco").path == Path("downloaded")
+    assert BlipBackbone.find("BLIP-B", "openai").path == Path("downloaded")
+    assert BlipBackbone.find("BLIP-B", "./coco").path == Path("coco")
+    assert BlipBackbone.find("BLIP-B", "mine").path == Path("mine")
 
 
 @pytest.fixture

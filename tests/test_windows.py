@@ -89,11 +89,9 @@ def test_operators_equal_the_loop(geometry, shape, same):
     plan = windows.plan(*geometry)
     grid = tuple(side // patch for side in plan.window_shape)
     scores = torch.rand(len(plan), 2, *grid, generator=torch.Generator().manual_seed(0))
-    rows, columns = windows.stitch_operators(plan, grid, shape, torch.device("cpu"))
-    assert rows.shape[0] == shape[0]
-    assert columns.shape[0] == shape[1]
-    stitched = rows @ windows.tile(scores, plan) @ columns.T
-    torch.testing.assert_close(stitched, plain_stitch(scores, plan, shape, patch), rtol=1e-4, atol=1e-5)
+    maps = windows.Stitcher(torch.device("cpu")).maps(scores, plan, shape)
+    assert maps.shape == shape
+    torch.testing.assert_close(maps.full(), plain_stitch(scores, plan, shape, patch), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("grid", [(7, 3), (1, 1), (56, 56)])
@@ -101,9 +99,8 @@ def test_grids_that_are_not_the_patch_grid(grid):
     # A method may score on a grid of its own, finer than the patches.
     plan = windows.plan(75, 101, 64, 32, 16)
     scores = torch.rand(len(plan), 3, *grid, generator=torch.Generator().manual_seed(0))
-    rows, columns = windows.stitch_operators(plan, grid, (90, 80), torch.device("cpu"))
-    stitched = rows @ windows.tile(scores, plan) @ columns.T
-    torch.testing.assert_close(stitched, plain_stitch(scores, plan, (90, 80), 16), rtol=1e-4, atol=1e-5)
+    maps = windows.Stitcher(torch.device("cpu")).maps(scores, plan, (90, 80))
+    torch.testing.assert_close(maps.full(), plain_stitch(scores, plan, (90, 80), 16), rtol=1e-4, atol=1e-5)
 
 
 @given(geometries(), st.integers(1, 130))

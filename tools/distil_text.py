@@ -19,10 +19,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without clearclip being installed
 
-from clearclip.offline.student import Head, SentenceEncoder, meaning, plain
-
-from clearclip import embedded
 from clearclip.errors import UserError, program
+from clearclip.offline import embedded
+from clearclip.offline.student import Head, SentenceEncoder, meaning, plain
 from clearclip.text import TextEmbeddings, embed_names
 from clearclip.vocabulary import load_vocabulary
 
@@ -97,7 +96,7 @@ def embed_words(args: argparse.Namespace) -> Embedded:
     from clearclip.backbones import load_backbone
 
     backbone = load_backbone(args.backbone, args.pretrained, args.device)
-    if backbone.checkpoint.student:
+    if backbone.text_stand_in:
         raise UserError(f"{args.pretrained} has no text tower to learn from; give weights that have one")
     text = embed_names(backbone, load_vocabulary(args.words).queries, args.templates)
     return {plain(name): embedding for name, embedding in zip(text.names, text.embeddings)}

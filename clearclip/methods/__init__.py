@@ -50,7 +50,8 @@ class Method:
 
         h and w are the method's own grid.
         """
-        return similarity(check_features(self, self.features(trunk), trunk.images.shape[0]), text)
+        features = trunk.once(self, lambda: self.features(trunk))  # for several vocabularies
+        return similarity(check_features(self, features, trunk.images.shape[0]), text)
 
     def image_features(self, view: View) -> Tensor:
         """Features [h, w, dim] of a whole image: its windows', averaged where they overlap, once a patch."""
@@ -125,7 +126,8 @@ def list_methods() -> list[Entry[Method]]:
 
     CLIP and what re-wires its last block come first, then the others by the module they are in.
     """
-    return sorted(METHODS.entries(), key=lambda entry: entry.build.__module__ != f"{__name__}.final_block")
+    first = f"{__name__}.final_block"
+    return sorted(METHODS.entries(), key=lambda entry: (entry.build.__module__ != first, entry.build.__module__))
 
 
 def create_method(text: str, backbone: Backbone) -> Method:
