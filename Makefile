@@ -1,29 +1,37 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test test-quick lint lock clean
 
 demo: .venv/ready
 	$(BIN)/python demo.py
 	$(BIN)/python eval_all.py --datasets sanity --methods CLIP ClearCLIP --pretrained auto
 
 test: .venv/ready lint
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
+
+# Under 90 seconds on two cores: no test that starts a program or compiles.
+test-quick: .venv/ready
+	$(PYTEST) -m "not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
-.venv/ready: requirements.lock
+.venv/ready: requirements.lock pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; run make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-# Needs uv. One lock for Python 3.11 to 3.13 on Linux, macOS and Windows.
+# Needs uv. One lock for Python 3.11 to 3.13 on Linux, macOS and Windows, wheels only.
 lock:
-	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header \
-		requirements-dev.txt --output-file requirements.lock
+	uv pip compile --universal --python-version 3.11 --only-binary :all: --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-header \
+		requirements/dev.txt --output-file requirements.lock
 
 clean:
-	rm -rf .venv work_dirs demo_output results.xlsx results.xlsx.lock
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info work_dirs demo_output results.xlsx results.xlsx.lock

@@ -9,11 +9,12 @@ draws from the polygons: it draws the same ones in the same order for both numbe
 from pathlib import Path
 
 import numpy as np
-from _common import arguments, check_targets, convert_all, convert_png, report
+from _common import arguments, convert_all, convert_png, existing, find_files, report
 
 from clearclip.errors import UserError, program
 from clearclip.paths import data_root
 
+SUFFIX, TRAIN_SUFFIX = "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
 EVALUATED = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]  # road … bicycle
 
 
@@ -35,17 +36,17 @@ def main():
     table, jobs = label_to_train(), []
     for split in args.splits:
         folder = args.root / "gtFine" / split
-        sources = sorted(folder.glob("*/*_gtFine_labelIds.png"))
+        sources = find_files(folder, SUFFIX, "*/*")
         if not sources:
             raise UserError(
-                f"no <city>/*_gtFine_labelIds.png in {folder}: unpack gtFine_trainvaltest.zip in {args.root} "
+                f"no <city>/*{SUFFIX} in {folder}: unpack gtFine_trainvaltest.zip in {args.root} "
                 "(datasets/README.md says where to get it)"
             )
-        jobs += [(path, path.with_name(path.name.replace("Ids", "TrainIds")), table) for path in sources]
+        jobs += [(path, path.with_name(path.name[: -len(SUFFIX)] + TRAIN_SUFFIX), table) for path in sources]
 
-    check_targets([target for _, target, _ in jobs], args.overwrite)
-    failures = convert_all(convert_png, jobs, args.workers)
-    report(failures, len(jobs), args.root / "gtFine")
+    kept = existing(jobs, args.overwrite)
+    failures = convert_all(convert_png, [job for job in jobs if job[1] not in kept], args.workers)
+    report(failures, len(jobs), len(kept), args.root / "gtFine")
 
 
 if __name__ == "__main__":

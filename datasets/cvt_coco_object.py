@@ -8,16 +8,14 @@ pixels (255) become background too and are not ignored: so the published protoco
 all that compare with them).
 """
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
-from _common import arguments, check_targets, convert_all, convert_png, report
-from cvt_coco_stuff import raw_maps, raw_to_train
+from _common import arguments, convert_all, convert_png, existing, find_files, place_image, report
+from cvt_coco_stuff import add_first_id, first_id, raw_maps, raw_to_train
 
 from clearclip.errors import UserError, program
-from clearclip.paths import atomic_write, data_root
+from clearclip.paths import data_root
 
 TRAIN_SUFFIX = "_labelTrainIds.png"
 
@@ -31,32 +29,16 @@ def train_to_object() -> np.ndarray:
     return table
 
 
-def raw_to_object() -> np.ndarray:
-    """Table [256] from COCO-Stuff raw ids to COCO-Object ids; -1 where there is no raw id."""
-    train = raw_to_train()
+def raw_to_object(first: int = 0) -> np.ndarray:
+    """Table [256] from COCO-Stuff raw ids, which begin at `first`, to COCO-Object ids; -1 where there is no raw id."""
+    train = raw_to_train(first)
     return np.where(train < 0, -1, train_to_object()[train])
 
 
-def place_image(source: Path, target: Path, copy: bool) -> None:
-    """Link `target` to `source`, or copy it. An image that is there is left, but a copy replaces a link."""
-    if target.exists() and not (copy and target.is_symlink()):
-        return
-    if copy:
-        with atomic_write(target) as temporary:
-            shutil.copyfile(source, temporary)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # a link that leads nowhere
-    try:
-        # Relative, so that the data folder can be moved as a whole.
-        target.symlink_to(os.path.relpath(source.resolve(), target.parent.resolve()))
-    except OSError as error:
-        raise UserError(f"cannot link {target} ({error}): pass --copy-images") from error
-
-
-def convert(source, target, table, source_image, target_image, copy):
-    convert_png(source, target, table)
+def convert(source, target, table, source_image, target_image, copy, write):
     place_image(source_image, target_image, copy)
+    if write:
+        convert_png(source, target, table)
 
 
 @program
@@ -66,12 +48,13 @@ def main():
     parser.add_argument("stuff", type=Path, nargs="?", default=stuff, help="default: %(default)s")
     parser.add_argument("-o", "--out", type=Path, default=out, help="default: %(default)s")
     parser.add_argument("--copy-images", action="store_true", help="copy the images, do not link them")
+    add_first_id(parser)
     args = parser.parse_args()
 
-    from_raw, from_train, jobs = raw_to_object(), train_to_object(), []
+    pairs = []
     for split in args.splits:
         folder = args.stuff / "annotations" / f"{split}2017"
-        sources = {path.name.removesuffix(TRAIN_SUFFIX): path for path in folder.glob(f"*{TRAIN_SUFFIX}")}
+        sources = {path.name[: -len(TRAIN_SUFFIX)]: path for path in find_files(folder, TRAIN_SUFFIX)}
         sources |= {path.stem: path for path in raw_maps(folder)}
         if not sources:
             raise UserError(
@@ -79,21 +62,27 @@ def main():
                 f"unpack stuffthingmaps_trainval2017.zip in {folder.parent} "
                 "(datasets/README.md says where to get it)"
             )
-        for name, path in sorted(sources.items()):
-            target = args.out / "annotations" / folder.name / f"{name}_instanceTrainIds.png"
-            table = from_train if path.name.endswith(TRAIN_SUFFIX) else from_raw
-            image = Path("images", folder.name, f"{name}.jpg")
-            jobs.append((path, target, table, args.stuff / image, args.out / image, args.copy_images))
+        pairs += sorted(sources.items())
 
-    check_targets([target for _, target, *_ in jobs], args.overwrite)
+    raw = [path for name, path in pairs if path.stem == name]
+    from_raw, from_train = raw_to_object(first_id(args, raw) if raw else 0), train_to_object()
+    jobs = []
+    for name, path in pairs:
+        split = path.parent.name
+        target = args.out / "annotations" / split / f"{name}_instanceTrainIds.png"
+        image = Path("images", split, f"{name}.jpg")
+        table = from_raw if path.stem == name else from_train
+        jobs.append((path, target, table, args.stuff / image, args.out / image, args.copy_images))
+
     missing = [source for *_, source, target, _ in jobs if not (source.exists() or target.exists())]
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(jobs)} images are missing, the first is {missing[0]}: "
             f"unpack {missing[0].parent.name}.zip in {missing[0].parents[1]}"
         )
-    failures = convert_all(convert, jobs, args.workers)
-    report(failures, len(jobs), args.out / "annotations")
+    kept = existing(jobs, args.overwrite)
+    failures = convert_all(convert, [(*job, job[1] not in kept) for job in jobs], args.workers)
+    report(failures, len(jobs), len(kept), args.out / "annotations")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 <voc>/ImageSets/Main/{split}.txt  ->  <voc>/ImageSets/SegmentationContext/{split}.txt (images with labels)
 
 0 is background (any class but the 59), 1..59 are the classes in MMSegmentation's order. An image list that
-exists is kept, unless --overwrite is given.
+exists is kept, unless --overwrite is given; one that does not is written when all label maps are there.
 
 --classes 459 writes SegmentationClassContext459 instead: 16-bit PNGs with 0..458 for the release's ids 1..459
 and 65535, to be ignored, for unlabelled pixels; and cls_context459.txt, the release's names in that order.
@@ -14,10 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import scipy.io
-from _common import arguments, check_targets, convert_all, report, write_png
+from _common import (
+    arguments,
+    check_file,
+    convert_all,
+    existing,
+    find_files,
+    read_lines,
+    report,
+    write_image,
+    write_lines,
+)
 
 from clearclip.errors import UserError, program
-from clearclip.paths import atomic_write, data_root
+from clearclip.paths import data_root
 
 CLASSES = """
     aeroplane bag bed bedclothes bench bicycle bird boat book bottle building bus cabinet car cat ceiling
@@ -29,16 +39,27 @@ CLASSES = """
 
 def read_names(path: Path) -> dict[str, int]:
     """The release's labels.txt, lines of `id: name`, as {name: id}."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing: get labels.txt from Pascal Context's page or name it with --labels")
     names = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        label, colon, name = line.partition(":")
-        if line.strip():
-            if not (colon and label.strip().isdecimal()):
-                raise UserError(f"line {number} of {path} is not of the form `id: name`")
-            names[name.strip()] = int(label)
+    for number, line in read_lines(path, "get labels.txt from Pascal Context's page or name it with --labels"):
+        label, colon, name = (part.strip() for part in line.partition(":"))
+        if not (colon and label.isdecimal() and name):
+            raise UserError(f"line {number} of {path} is not of the form `id: name`")
+        if name in names or int(label) in names.values():
+            raise UserError(f"line {number} of {path} has the id or the name of an earlier line: write each once")
+        names[name] = int(label)
+    if not names:
+        raise UserError(f"{path} is empty: it should be the release's labels.txt")
     return names
+
+
+def read_split(path: Path) -> list[str]:
+    """The images that VOC's image list `path` names, each once."""
+    names = {}
+    for number, line in read_lines(path, "unpack VOC2010's archive, or name its folder with --voc"):
+        if len(line.split()) > 1:
+            raise UserError(f"line {number} of {path} is not the name of one image: {line!r}")
+        names[line] = number
+    return list(names)
 
 
 def benchmark_table(names: dict[str, int], path: Path) -> np.ndarray:
@@ -69,15 +90,18 @@ def voc_palette() -> list[int]:
 
 
 def convert(source: Path, target: Path, table: np.ndarray, palette: list[int] | None) -> None:
+    check_file(source)
     try:
         ids = scipy.io.loadmat(source)["LabelMap"]  # H W
     except KeyError:
         raise UserError(f"{source} has no variable LabelMap") from None
+    except MemoryError:
+        raise
     except Exception as error:  # what a damaged file raises has no common base in SciPy
         raise UserError(f"cannot read {source} ({error})") from error
     if ids.ndim != 2 or not np.isin(ids, np.arange(len(table))).all():
         raise UserError(f"LabelMap of {source} is not a map of labels 0..{len(table) - 1}")
-    write_png(target, table[ids.astype(int)], palette)
+    write_image(target, table[ids.astype(int)], palette=palette)
 
 
 @program
@@ -103,7 +127,7 @@ def main():
     else:
         folder, table, palette = "SegmentationClassContext459", full_table(names, labels), None
 
-    sources = {path.stem: path for path in (args.release / "trainval").glob("*.mat")}
+    sources = {path.stem: path for path in find_files(args.release / "trainval", ".mat")}
     if not sources:
         raise UserError(
             f"no .mat file in {args.release / 'trainval'}: unpack Pascal Context's trainval.tar.gz in "
@@ -112,28 +136,24 @@ def main():
     images = {}
     for split in args.splits:
         path = args.voc / "ImageSets" / "Main" / f"{split}.txt"
-        if not path.is_file():
-            raise UserError(f"{path} is missing: unpack VOC2010's archive, or name its folder with --voc")
-        images[split] = [name for name in path.read_text().split() if name in sources]
+        images[split] = [name for name in read_split(path) if name in sources]
         if not images[split]:
             raise UserError(f"{args.release / 'trainval'} has no labels for any image in {path}")
 
     targets = {name: args.voc / folder / f"{name}.png" for split in images for name in images[split]}
-    check_targets(list(targets.values()), args.overwrite)
     jobs = [(sources[name], target, table, palette) for name, target in targets.items()]
-    failures = convert_all(convert, jobs, args.workers)
+    kept = existing(jobs, args.overwrite)
+    failures = convert_all(convert, [job for job in jobs if job[1] not in kept], args.workers)
+    if args.classes == 459:
+        write_lines(args.voc / "cls_context459.txt", sorted(names, key=names.get))
+    report(failures, len(jobs), len(kept), args.voc / folder)
 
     for split in images:
         path = args.voc / "ImageSets" / "SegmentationContext" / f"{split}.txt"
         if path.exists() and not args.overwrite:
             print(f"{path} kept as it was")
-            continue
-        with atomic_write(path) as temporary:
-            temporary.write_text("".join(f"{name}\n" for name in images[split] if targets[name].exists()))
-    if args.classes == 459:
-        with atomic_write(args.voc / "cls_context459.txt") as temporary:
-            temporary.write_text("".join(f"{name}\n" for name in sorted(names, key=names.get)))
-    report(failures, len(jobs), args.voc / folder)
+        else:
+            write_lines(path, images[split])
 
 
 if __name__ == "__main__":

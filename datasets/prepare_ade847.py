@@ -7,26 +7,33 @@
 
 The classes are the object classes that occur both in training and in validation, in the order of the release's
 own index of names; an error says so if they are not 847. Label maps that are all there already, made by another
-program in another order of the classes, are kept, unless --overwrite is given.
+program in another order of the classes, are kept, unless --overwrite is given; of a set that is not complete, those
+that are there are compared and the others written.
 
 The class file is read off the label maps that are there: a label takes the name that the release gives to the
 pixels that have it. So it fits them whatever their order.
 """
 
-import argparse
 import json
-import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from _common import check_targets, convert_all, positive, report
-from cvt_coco_object import place_image
-from PIL import Image
-from tqdm import tqdm
+from _common import (
+    check_file,
+    common_arguments,
+    convert_all,
+    existing,
+    find_files,
+    place_image,
+    read_image,
+    report,
+    run_jobs,
+    write_image,
+    write_lines,
+)
 
 from clearclip.errors import UserError, program
-from clearclip.paths import atomic_write, data_root
+from clearclip.paths import data_root
 
 CLASSES, IGNORED = 847, 65535
 SUFFIX = "_seg.png"
@@ -37,11 +44,7 @@ def object_classes(path: Path) -> np.ndarray:
 
     The red and green channels of <id>_seg.png hold it: red // 10 · 256 + green.
     """
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image)
-    except Exception as error:  # what a damaged file raises has no common base in Pillow
-        raise UserError(f"cannot read {path} ({error})") from error
+    _, pixels = read_image(path)
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
         raise UserError(f"{path} is not a picture of the object classes in 8-bit RGB")
     return pixels[..., 0].astype(int) // 10 * 256 + pixels[..., 1]
@@ -51,24 +54,29 @@ def occurring(path: Path) -> set[int]:
     return set(np.unique(object_classes(path)).tolist())
 
 
-def convert(source: Path, target: Path, table: np.ndarray, source_image: Path, target_image: Path, copy: bool) -> None:
-    with atomic_write(target) as temporary:
-        Image.fromarray(table[object_classes(source)]).save(temporary, "TIFF")
+def convert(
+    source: Path, target: Path, table: np.ndarray, source_image: Path, target_image: Path, copy: bool, write: bool
+) -> None:
+    """Place the image and write its label map; without `write`, see that the one that is there is the same."""
     place_image(source_image, target_image, copy)
+    labels = table[object_classes(source)]
+    if write:
+        write_image(target, labels, "TIFF")
+    elif not np.array_equal(read_image(target)[1], labels):
+        raise UserError(f"{target} was made in another order of the classes, or of another picture: pass --overwrite")
 
 
 def named_labels(source: Path, target: Path) -> set[tuple[int, str]]:
     """The labels in the label map `target`, each with the name of every object class that its pixels have."""
-    annotation = source.with_name(source.name.removesuffix(SUFFIX) + ".json")
+    annotation = source.with_name(source.name[: -len(SUFFIX)] + ".json")
+    check_file(annotation)
     try:
         # The release's own program reads its text as Latin-1.
         objects = json.loads(annotation.read_text(encoding="latin-1"))["annotation"]["object"]
         names = {int(thing["name_ndx"]): thing["name"] for thing in objects}
-        with Image.open(target) as image:
-            labels = np.array(image)
-    except Exception as error:
-        raise UserError(f"cannot read {annotation} or {target} ({error!r})") from error
-    classes = object_classes(source)
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{annotation} does not name its objects as the release does ({error!r})") from error
+    labels, classes = read_image(target)[1], object_classes(source)
     if labels.shape != classes.shape:
         raise UserError(f"{target} and {source} differ in size: run again with --overwrite")
     pairs = np.unique(np.stack([labels, classes])[:, labels != IGNORED], axis=1).T.tolist()
@@ -97,56 +105,52 @@ def class_lines(named: set[tuple[int, str]]) -> list[str]:
     return lines
 
 
-def gather(function, jobs: list[tuple], workers: int) -> list:
-    with ProcessPoolExecutor(workers) as executor:
-        return list(tqdm(executor.map(function, *zip(*jobs), chunksize=8), total=len(jobs), unit="image"))
+def common_classes(sources: dict[str, list[Path]], folder: Path, workers: int) -> np.ndarray:
+    """Table from the release's object classes to labels 0..846; `IGNORED` where a class is not in both splits."""
+    found = {
+        split: set().union(*run_jobs(occurring, [(path,) for path in paths], workers))
+        for split, paths in sources.items()
+    }
+    common = sorted(found["training"] & found["validation"] - {0})
+    if len(common) != CLASSES:
+        raise UserError(
+            f"{len(common)} object classes occur both in training and in validation of {folder}, not {CLASSES}: "
+            "unpack the whole release 2021_17_01"
+        )
+    table = np.full(26 * 256, IGNORED, np.uint16)  # red is at most 255
+    table[common] = np.arange(CLASSES)
+    return table
 
 
 @program
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common_arguments(__doc__)
     release = data_root() / "ade" / "ADE20K_2021_17_01"
     parser.add_argument("release", type=Path, nargs="?", default=release, help="default: %(default)s")
-    parser.add_argument("--overwrite", action="store_true", help="replace label maps that exist already")
     parser.add_argument("--copy-images", action="store_true", help="copy the images, do not link them")
-    parser.add_argument(
-        "--workers", type=positive, default=min(os.cpu_count() or 1, 16), help="processes (default: %(default)s)"
-    )
     args = parser.parse_args()
 
     folder = args.release / "images" / "ADE"
-    sources = {split: sorted((folder / split).rglob(f"*{SUFFIX}")) for split in ("training", "validation")}
+    sources = {split: find_files(folder / split, SUFFIX, "**/*") for split in ("training", "validation")}
     if not sources["validation"]:
         raise UserError(
             f"no <id>{SUFFIX} in {folder / 'validation'}: unpack ADE20K_2021_17_01 in {args.release.parent}"
         )
     maps, images = (args.release / name / "validation" for name in ("annotations_detectron2", "images_detectron2"))
-    names = {source: source.name.removesuffix(SUFFIX) for source in sources["validation"]}
-    targets = {source: maps / f"{name}.tif" for source, name in names.items()}
-    if args.overwrite or not all(target.exists() for target in targets.values()):
-        check_targets(list(targets.values()), args.overwrite)
-        found = {
-            split: set().union(*gather(occurring, [(path,) for path in paths], args.workers)) if paths else set()
-            for split, paths in sources.items()
-        }
-        common = sorted(found["training"] & found["validation"] - {0})
-        if len(common) != CLASSES:
-            raise UserError(
-                f"{len(common)} object classes occur both in training and in validation of {folder}, not {CLASSES}: "
-                "unpack the whole release 2021_17_01"
-            )
-        table = np.full(26 * 256, IGNORED, np.uint16)  # red is at most 255
-        table[common] = np.arange(CLASSES)
-        jobs = [
-            (source, target, table, source.with_name(f"{names[source]}.jpg"), images / f"{names[source]}.jpg",
-             args.copy_images)
-            for source, target in targets.items()
-        ]  # fmt: skip
-        report(convert_all(convert, jobs, args.workers), len(jobs), maps)
-    named = set().union(*gather(named_labels, list(targets.items()), args.workers))
+    names = {source: source.name[: -len(SUFFIX)] for source in sources["validation"]}
+    pairs = [(source, maps / f"{name}.tif") for source, name in names.items()]
+    kept = existing(pairs, args.overwrite)
+    if len(kept) < len(pairs):
+        table = common_classes(sources, folder, args.workers)
+        jobs = []
+        for source, target in pairs:
+            image = f"{names[source]}.jpg"
+            write = target not in kept
+            jobs.append((source, target, table, source.with_name(image), images / image, args.copy_images, write))
+        report(convert_all(convert, jobs, args.workers), len(jobs), len(kept), maps)
+    named = set().union(*run_jobs(named_labels, pairs, args.workers))
     path = args.release / "cls_ade847.txt"
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in class_lines(named)), encoding="utf-8")
+    write_lines(path, class_lines(named))
     print(f"{CLASSES} names written to {path}")
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
@@ -24,6 +26,13 @@ TINY_CONFIG = {
 settings.register_profile("clearclip", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("clearclip")
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """A test that starts a program by the fixture `run_program` is slow; others say so by the mark `slow`."""
+    for item in items:
+        if "run_program" in item.fixturenames:
+            item.add_marker("slow")
 
 
 def features(name, backbone, images):
@@ -73,6 +82,24 @@ def _isolated(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("CLEARCLIP_WEIGHTS", raising=False)
     monkeypatch.delenv("CLEARCLIP_DATA", raising=False)
+
+
+@pytest.fixture
+def run_program(tmp_path):
+    """`run_program(*command, cwd=tmp_path, **variables)`: run a program as its user does, on the CPU, to its end."""
+
+    def run(*command, cwd=tmp_path, **variables):
+        fixed = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}  # for dist_test.sh
+        return subprocess.run(
+            [str(part) for part in command],
+            cwd=cwd,
+            env=os.environ | fixed | {name: str(value) for name, value in variables.items()},
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+
+    return run
 
 
 @pytest.fixture(scope="session")

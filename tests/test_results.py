@@ -1,66 +1,33 @@
 import json
-import multiprocessing
 import re
 import textwrap
-from datetime import UTC, datetime, timedelta
+import unicodedata
+from datetime import timedelta
 from statistics import fmean
 
 import numpy as np
-import openpyxl
-import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sample_results import NOON, result
 
 from clearclip.errors import UserError
 from clearclip.evaluation.results import (
     AVERAGES,
     BENCHMARKS,
     ROW,
-    append_results,
     as_markdown,
     as_text,
-    check_workbook,
     read_result,
     table,
     write_result,
 )
 
-NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
-
-
-def result(dataset="voc20", mIoU=80.2, minute=0, **changes):
-    return {
-        "date": (NOON + timedelta(minutes=minute)).isoformat(),
-        "method": "ClearCLIP",
-        "backbone": "ViT-B-16",
-        "pretrained": "openai",
-        "dataset": dataset,
-        "protocol": "clearclip",
-        "vocabulary": f"cls_{dataset}.txt",
-        "text": "openai80",
-        "mIoU": mIoU,
-        "aAcc": 90.0,
-        "mAcc": 88.5,
-        "per_class_IoU": {"cat": 91.25, "potted plant": 60.5},
-        "images": 1449,
-        "benchmark_images": 1449,
-        "published": 80.9,
-        "published_source": "ClearCLIP, Table 3",
-        "seconds": 100.0,
-        "images_per_second": 14.49,
-        "device": "cpu",
-        "precision": "fp32",
-        "versions": {"clearclip": "0.1.0", "torch": "2.6.0"},
-        "config": f"configs/cfg_{dataset}.py",
-        "settings": {"short_side": 448, "crop": 448, "stride": 224},
-        "weights_hash": "0123abcd",
-    } | changes
-
-
-def sheet(path, name):
-    header, *rows = openpyxl.load_workbook(path)[name].values
-    return [dict(zip(header, row)) for row in rows]
+KEYS = [name for name in ROW if name != "altered"]  # of runs that altered nothing
+SHARED = (
+    "backbone ViT-B-16, pretrained openai, protocol clearclip, text openai80, vocabulary cls_*.txt, precision fp32, "
+    "resize cv2"
+)
 
 
 def cells(line):
@@ -99,15 +66,64 @@ def test_missing_result_is_a_user_error(tmp_path):
         read_result(tmp_path / "result.json")
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"mIoU": "about eighty"}, "mIoU"),
+        ({"images": 3.5, "date": "yesterday"}, "images, date"),
+        ({"date": "0001-01-01T00:00:00+23:59"}, "date"),
+        ({"per_class_IoU": {"cat": [1]}}, "per_class_IoU"),
+        ({"settings": None, "versions": {"torch": 2}}, "versions, settings"),
+        ({"differences": {"CLIP": 3.0}}, "differences"),
+        ({"metrics": [80.0]}, "metrics"),
+    ],
+)
+def test_result_with_a_field_of_another_type_is_a_user_error(tmp_path, changes, named):
+    path = write_result(result(**changes), tmp_path)
+    with pytest.raises(UserError, match=rf"result\.json is damaged \({named}\): run eval\.py again"):
+        read_result(path)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(result())), anything, max_size=3), st.sampled_from(["{}", "[{}]", "{}x"]))
+def test_result_of_any_json_is_a_row_or_a_user_error(tmp_path_factory, changes, frame):
+    path = tmp_path_factory.getbasetemp() / "result.json"
+    path.write_text(frame.replace("{}", json.dumps(result(**changes))))
+    try:
+        rows = table([read_result(path)])
+    except UserError:
+        return
+    assert len(rows) == 1
+    assert as_text(rows, 80)
+
+
+def test_optional_fields_round_trip(tmp_path):
+    record = result(interval=1.92, differences={"CLIP": [12.0, 11.1, np.float64(12.9)]}, metrics={"mDice": 88.0})
+    assert read_result(write_result(record, tmp_path)) == record
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\x00b", "\uffff", "line\nline", "=grass", "猫", "\\ud800"])
+def test_any_class_name_round_trips(tmp_path, name):
+    record = result(per_class_IoU={name: 50.0})
+    assert read_result(write_result(record, tmp_path)) == record
+
+
 # the table
 
 
 def test_table_cell_and_difference():
     (row,) = table([result(mIoU=80.2, published=80.9)])
-    assert [row[name] for name in ROW] == [
-        "ClearCLIP", "ViT-B-16", "openai", "clearclip", "openai80", "cls_*.txt",
-    ]  # fmt: skip
-    assert list(row) == [*ROW, "voc20", "voc20 published", "voc20 difference"]
+    assert {name: row[name] for name in KEYS} == {
+        "method": "ClearCLIP", "backbone": "ViT-B-16", "pretrained": "openai", "protocol": "clearclip",
+        "text": "openai80", "vocabulary": "cls_*.txt", "precision": "fp32", "resize": "cv2",
+    }  # fmt: skip
+    assert list(row) == [*KEYS, "voc20", "voc20 published", "voc20 difference"]
     assert row["voc20"] == 80.2
     assert row["voc20 published"] == 80.9
     assert row["voc20 difference"] == pytest.approx(-0.7)
@@ -117,6 +133,7 @@ def test_part_of_a_benchmark_is_marked_and_not_compared():
     rows = table([result(mIoU=79.326, images=108), result("ade20k", 16.5, benchmark_images=2000, images=2000)])
     assert rows[0]["voc20 images"] == 108
     assert "voc20 difference" not in rows[0]
+    assert "voc20 published" not in rows[0]
     assert "ade20k images" not in rows[0]
     assert rows[0]["ade20k difference"] == pytest.approx(16.5 - 80.9)
     for text in (as_markdown(rows), as_text(rows, 200)):
@@ -125,7 +142,7 @@ def test_part_of_a_benchmark_is_marked_and_not_compared():
 
 
 def test_set_of_no_benchmark_is_not_compared():
-    assert list(table([result("sanity", benchmark_images=None)])[0]) == [*ROW, "sanity", "sanity published"]
+    assert list(table([result("sanity", benchmark_images=None)])[0]) == [*KEYS, "sanity", "sanity published"]
 
 
 def test_latest_run_of_a_cell_wins_whatever_the_order_and_offset():
@@ -145,10 +162,74 @@ def test_latest_run_of_a_cell_wins_whatever_the_order_and_offset():
         {"text": "single"},
         {"vocabulary": "sclip/cls_voc20.txt"},
         {"text": "voc20.85templates.safetensors"},
+        {"precision": "bf16"},
+        {"settings": {"resize": "device"}},
+        {"settings": {"crop": 224, "altered": ["crop"]}},
+        {"weights_hash": "4567cdef"},
     ],
 )
 def test_what_makes_a_row(changes):
-    assert len(table([result(), result(**changes)])) == 2
+    rows = table([result(), result(**changes)])
+    assert len(rows) == 2
+    text, markdown = as_text(rows, 200).splitlines()[-2:], as_markdown(rows).splitlines()[-2:]
+    assert text[0] != text[1]
+    assert markdown[0] != markdown[1]
+
+
+def test_alterations_are_told_apart_and_named():
+    altered = [
+        result(settings={"crop": crop, "short_side": side, "altered": ["crop", "pipeline", "short_side"]})
+        for crop, side in [(224, 448), (336, 560)]
+    ]
+    rows = table([*altered, result()])
+    assert [(row["protocol"], row["altered"]) for row in rows] == [
+        ("clearclip", None), ("clearclip*", "crop=224, short_side=448"), ("clearclip*", "crop=336, short_side=560"),
+    ]  # fmt: skip
+
+
+def test_weights_that_share_a_tag_show_their_hash_and_others_do_not():
+    rows = table([result(), result(weights_hash="4567cdef89"), result(backbone="ViT-L-14", weights_hash="89ab")])
+    assert [row["pretrained"] for row in rows] == ["openai (0123abcd)", "openai (4567cdef)", "openai"]
+
+
+def test_a_part_never_takes_the_place_of_more():
+    runs = [result(mIoU=80.0), result(mIoU=50.0, images=4, minute=1)]
+    assert [row["voc20"] for row in table(runs)] == [80.0]
+    parts = [result(mIoU=70.0, images=108), *runs[1:]]
+    assert [(row["voc20"], row["voc20 images"]) for row in table(parts)] == [(70.0, 108)]
+    assert [row["voc20"] for row in table([*runs, result(mIoU=81.0, minute=2)])] == [81.0]
+
+
+def test_intervals_and_differences_of_runs():
+    runs = [
+        result(mIoU=79.334, interval=1.918, images=108, differences={"CLIP": [20.0, 18.5, 21.5]}),
+        result(mIoU=79.4, interval=None, method="SCLIP", differences={"CLIP": [0.1, -0.4, 0.5]}),
+        result(mIoU=59.3, method="CLIP"),
+    ]
+    rows = table(runs)
+    assert list(rows[0]) == [
+        *KEYS, "voc20", "voc20 interval", "voc20 images", "voc20 published", "voc20 difference",
+        "voc20 vs CLIP", "voc20 vs CLIP low", "voc20 vs CLIP high",
+    ]  # fmt: skip
+    assert [row["voc20 interval"] for row in rows] == [1.918, None, None]
+    assert [row["voc20 vs CLIP high"] for row in rows] == [21.5, 0.5, None]
+    assert as_text(rows, 200).splitlines()[2:] == [
+        "method                      voc20  published  difference  vs CLIP",
+        "---------  ----------------------  ---------  ----------  -------",
+        "ClearCLIP  79.33 ± 1.92 (108 img)                          +20.00",
+        "SCLIP                       79.40      80.90       -1.50   ≈+0.10",
+        "CLIP                        59.30      80.90      -21.60",
+    ]
+    assert as_markdown(rows).splitlines()[4:6] == [
+        "| ClearCLIP | 79.33 ± 1.92 (108 img) |  |  | +20.00 |",
+        "| SCLIP | 79.40 | 80.90 | -1.50 | ≈+0.10 |",
+    ]
+
+
+def test_averages_have_no_interval():
+    (row,) = table([result(name, interval=1.0) for name in BENCHMARKS])
+    assert not {"avg5 interval", "avg8 interval"} & row.keys()
+    assert row["voc21 interval"] == 1.0
 
 
 def test_files_named_after_their_data_set_share_a_row():
@@ -202,21 +283,23 @@ def test_no_results():
 
 def test_markdown_has_the_columns_and_values_of_the_table():
     rows = table([result(), result("ade20k", 16.5, published=None), result(method="a|b", mIoU=None)])
-    header, rule, *lines = map(cells, as_markdown(rows).splitlines())
-    assert header == list(rows[0])
+    shared, empty, *lines = as_markdown(rows).splitlines()
+    assert shared == SHARED.replace("*", r"\*")
+    assert empty == ""
+    header, rule, *lines = map(cells, lines)
+    assert header == ["method", *list(rows[0])[len(KEYS) :]]
     assert len(rule) == len(header)
-    assert rule.count("---") == len(ROW)
+    assert rule.count("---") == 1
     assert all(re.fullmatch("---:?", text) for text in rule)
     first, second = (dict(zip(header, line, strict=True)) for line in lines)
     assert first["voc20 difference"] == "-0.70"
     assert first["ade20k"] == "16.50"
     assert second["method"] == "a|b"
-    assert [second[name] for name in header[len(ROW) :]] == [""] * 4
+    assert [second[name] for name in header[1:]] == [""] * 4
 
 
 def test_text_is_aligned_and_says_once_what_all_rows_share():
     rows = table([result(), result(method="CLIP", mIoU=8.5, published=None), result("ade20k", 16.51)])
-    shared = "backbone ViT-B-16, pretrained openai, protocol clearclip, text openai80, vocabulary cls_*.txt"
     voc = """
 method     voc20  published  difference
 ---------  -----  ---------  ----------
@@ -227,13 +310,67 @@ method     ade20k  published  difference
 ---------  ------  ---------  ----------
 ClearCLIP   16.51      80.90      -64.39
 CLIP"""
-    assert as_text(rows, 60) == "\n".join([textwrap.fill(shared, 60), voc, ade])
-    assert as_text(rows, 100).splitlines()[2:] == [
+    assert as_text(rows, 60) == "\n".join([textwrap.fill(SHARED, 60), voc, ade])
+    assert as_text(rows, 100).splitlines()[3:] == [
         "method     voc20  published  difference  ade20k  published  difference",
         "---------  -----  ---------  ----------  ------  ---------  ----------",
         "ClearCLIP  80.20      80.90       -0.70   16.51      80.90      -64.39",
         "CLIP        8.50",
     ]
+
+
+def terminal_width(line):
+    return sum(1 + (unicodedata.east_asian_width(character) == "W") for character in line)
+
+
+LONG = "NACLIP:attention=kk,residual=1+PAMR:iterations=20"
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_text_fits_the_terminal_whatever_the_names(width):
+    runs = [
+        result(name, images=108, interval=1.5, method=method, precision=precision, text=text, vocabulary="類.txt")
+        for name in BENCHMARKS[:4]
+        for method, precision, text in [
+            (LONG, "fp32", "openai80"),
+            (LONG, "bf16", "openai80"),
+            ("猫", "fp32", "單.txt"),
+        ]
+    ]
+    lines = as_text(table(runs), width).splitlines()
+    assert max(map(terminal_width, lines)) <= width
+    assert sum(LONG in line for line in lines) == 2
+
+
+def test_rows_with_long_names_are_numbered():
+    rows = table([result(method=LONG, precision=precision) for precision in ("bf16", "fp32")])
+    assert as_text(rows, 80).splitlines()[2:] == [
+        "",
+        f"1  {LONG}, precision bf16",
+        f"2  {LONG}, precision fp32",
+        "",
+        "#  voc20  published  difference",
+        "-  -----  ---------  ----------",
+        "1  80.20      80.90       -0.70",
+        "2  80.20      80.90       -0.70",
+    ]
+
+
+def test_wide_characters_are_aligned():
+    lines = as_text(table([result(method="猫語"), result(method="CLIP")]), 100).splitlines()[-4:]
+    assert lines[2:] == ["猫語    80.20      80.90       -0.70", "CLIP    80.20      80.90       -0.70"]
+
+
+def test_a_data_set_with_a_space_in_its_name():
+    assert "my set  published  difference" in as_text(table([result("my set")]), 100)
+
+
+def test_no_name_breaks_a_line_or_the_markdown():
+    name = "a\nb\x1b[31m|c\\|*d*`<e>"
+    rows = table([result(method=name), result()])
+    first = as_markdown(rows).splitlines()[4]
+    assert first.startswith(r"| a\\nb\\x1b\[31m\|c\\\|\*d\*\`\<e> | 80.20 |")
+    assert r"a\nb\x1b[31m|c\|*d*`<e>" in as_text(rows, 200)
 
 
 methods = st.sampled_from(["CLIP", "MaskCLIP", "SCLIP"])
@@ -255,20 +392,20 @@ some_runs = st.lists(
 
 
 @given(some_runs)
-def test_table_holds_the_latest_score_of_every_cell(runs):
+def test_table_holds_the_latest_score_on_the_most_images_of_every_cell(runs):
     rows = {(row["method"], row["backbone"]): row for row in table(runs)}
-    latest = {}
+    chosen = {}
     for run in runs:
         cell = run["method"], run["backbone"], run["dataset"]
-        if cell not in latest or run["date"] >= latest[cell]["date"]:
-            latest[cell] = run
-    assert len(rows) == len({cell[:2] for cell in latest})
-    for (method, backbone, dataset), run in latest.items():
+        if cell not in chosen or (run["images"], run["date"]) >= (chosen[cell]["images"], chosen[cell]["date"]):
+            chosen[cell] = run
+    assert len(rows) == len({cell[:2] for cell in chosen})
+    for (method, backbone, dataset), run in chosen.items():
         row = rows[method, backbone]
+        whole = run["images"] == 1449 and run["mIoU"] is not None
         assert row.get(dataset) == run["mIoU"]
-        assert row.get(f"{dataset} published") == (None if run["mIoU"] is None else run["published"])
-        whole = run["images"] == 1449 and None not in (run["mIoU"], run["published"])
-        assert (row.get(f"{dataset} difference") is not None) == whole
+        assert row.get(f"{dataset} published") == (run["published"] if whole else None)
+        assert (row.get(f"{dataset} difference") is not None) == (whole and run["published"] is not None)
         assert row.get(f"{dataset} images") == (108 if run["images"] == 108 and run["mIoU"] is not None else None)
 
 
@@ -277,197 +414,8 @@ def test_text_of_any_width_drops_nothing(runs, width):
     rows = table(runs)
     lines = as_text(rows, width).splitlines()
     words = {word.rstrip(",") for line in lines for word in line.split()}
-    for row in map(cells, as_markdown(rows).splitlines()[2:]):
+    markdown = as_markdown(rows).splitlines()
+    for row in map(cells, markdown[markdown.index("") + 3 :]):
         assert set(" ".join(row).split()) <= words
-    if width >= 90:  # room for the two keys and the widest data set
+    if width >= 60:  # room for the widest column
         assert max(map(len, lines)) <= width
-
-
-# results.xlsx
-
-
-def test_workbook_has_three_sheets_of_real_numbers(tmp_path):
-    path = tmp_path / "new" / "results.xlsx"
-    append_results([result(per_class_IoU={"cat": 91.25, "sofa": float("nan")})], path)
-    workbook = openpyxl.load_workbook(path)
-    assert workbook.sheetnames == ["table", "runs", "per_class"]
-    for each in workbook:
-        assert each.freeze_panes == "B2"
-        assert each.auto_filter.ref == each.dimensions
-    assert sheet(path, "table") == table([result()])
-    assert sheet(path, "per_class")[0].items() >= {"run": 1, "dataset": "voc20", "class": "cat", "IoU": 91.25}.items()
-    assert sheet(path, "per_class")[1]["IoU"] is None
-    (run,) = sheet(path, "runs")
-    record = result()
-    del record["per_class_IoU"]
-    assert run.pop("run") == 1
-    assert run | {key: json.loads(run[key]) for key in ("versions", "settings")} == record
-    formats = {cell.value: cell.number_format for cell in workbook["table"][2]}
-    assert formats[80.2] == "0.00"
-    assert formats[80.2 - 80.9] == "+0.00;-0.00;0.00"
-
-
-def test_pandas_reads_the_sheets(tmp_path):
-    path = tmp_path / "results.xlsx"
-    append_results([result(), result("ade20k", 15.0)], path)
-    sheets = pandas.read_excel(path, sheet_name=None)
-    assert sheets["runs"].set_index("dataset").mIoU.to_dict() == {"voc20": 80.2, "ade20k": 15.0}
-    assert list(sheets["table"].columns) == list(table([result(), result("ade20k", 15.0)])[0])
-
-
-def test_appending_keeps_earlier_runs_and_what_the_user_added(tmp_path):
-    path = tmp_path / "results.xlsx"
-    append_results([result(mIoU=70.0), result("ade20k", 15.0)], path)
-    workbook = openpyxl.load_workbook(path)
-    workbook.create_sheet("notes", 0).append(["mine", "=1+1"])
-    workbook["runs"].cell(1, workbook["runs"].max_column + 1, "remark")
-    workbook["runs"].cell(2, workbook["runs"].max_column, "good")
-    workbook["runs"].column_dimensions["A"].width = 33
-    workbook.active = 0
-    workbook.save(path)
-
-    append_results([result(mIoU=80.0, minute=1)], path)
-    append_results([result(method="CLIP", mIoU=40.0, minute=2)], path)
-    assert [(run["run"], run["mIoU"], run["remark"]) for run in sheet(path, "runs")] == [
-        (1, 70.0, "good"), (2, 15.0, None), (3, 80.0, None), (4, 40.0, None),
-    ]  # fmt: skip
-    assert [line["run"] for line in sheet(path, "per_class")] == [1, 1, 2, 2, 3, 3, 4, 4]
-    assert [(row["method"], row["voc20"], row["ade20k"]) for row in sheet(path, "table")] == [
-        ("ClearCLIP", 80.0, 15.0), ("CLIP", 40.0, None),
-    ]  # fmt: skip
-    workbook = openpyxl.load_workbook(path)
-    assert [cell.value for cell in workbook["notes"][1]] == ["mine", "=1+1"]
-    assert workbook["runs"].column_dimensions["A"].width == 33
-    assert [each.title for each in workbook if each.sheet_view.tabSelected] == ["table"]
-
-
-def test_table_of_a_sorted_runs_sheet_is_the_same(tmp_path):
-    path = tmp_path / "results.xlsx"
-    append_results([result(mIoU=float(i), minute=i) for i in range(3)], path)
-    workbook = openpyxl.load_workbook(path)
-    runs = workbook["runs"]
-    rows = [[cell.value for cell in row] for row in runs.iter_rows(min_row=2)]
-    runs.delete_rows(2, 3)
-    for row in rows[::-1]:
-        runs.append(row)
-    workbook.save(path)
-    append_results([], path)
-    assert [row["voc20"] for row in sheet(path, "table")] == [2.0]
-
-
-def append_ten(path, method):
-    for i in range(10):
-        append_results([result(method=method, mIoU=float(i), minute=i)], path)
-
-
-def test_two_processes_append(tmp_path):
-    path = tmp_path / "results.xlsx"
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=append_ten, args=(path, method)) for method in ("CLIP", "SCLIP")]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert [writer.exitcode for writer in writers] == [0, 0]
-    runs = sheet(path, "runs")
-    assert [run["run"] for run in runs] == list(range(1, 21))
-    assert sorted((run["method"], run["mIoU"]) for run in runs) == [
-        (method, float(i)) for method in ("CLIP", "SCLIP") for i in range(10)
-    ]
-    assert len(sheet(path, "per_class")) == 40
-    assert {row["method"]: row["voc20"] for row in sheet(path, "table")} == {"CLIP": 9.0, "SCLIP": 9.0}
-
-
-def other_workbook(path):
-    workbook = openpyxl.Workbook()
-    workbook.active.append(["budget", 7])
-    workbook.save(path)
-
-
-def cut_workbook(path):
-    append_results([result()], path)
-    path.write_bytes(path.read_bytes()[:2000])
-
-
-def edited_workbook(path):
-    append_results([result()], path)
-    workbook = openpyxl.load_workbook(path)
-    header = [cell.value for cell in workbook["runs"][1]]
-    workbook["runs"].cell(2, header.index("mIoU") + 1, "about eighty")
-    workbook.save(path)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda path: path.write_bytes(b""), "damaged"),
-        (lambda path: path.write_text("no zip"), "damaged"),
-        (cut_workbook, "damaged"),
-        (edited_workbook, "damaged"),
-        (other_workbook, "no sheet 'runs'"),
-    ],
-)
-def test_unusable_workbook_is_a_user_error_and_is_left_alone(tmp_path, spoil, message):
-    path = tmp_path / "results.xlsx"
-    spoil(path)
-    before = path.read_bytes()
-    with pytest.raises(UserError) as error:
-        append_results([result()], path, saved_at="work/result.json")
-    assert str(path) in str(error.value)
-    assert message in str(error.value)
-    assert "move it away" in str(error.value)
-    assert "work/result.json" in str(error.value)
-    assert path.read_bytes() == before
-    with pytest.raises(UserError) as found:
-        check_workbook(path)
-    assert str(error.value) == f"{found.value}; the results are safe in work/result.json"
-
-
-@pytest.mark.parametrize("mark", ["~$results.xlsx", ".~lock.results.xlsx#"])
-def test_workbook_open_elsewhere_is_a_user_error(tmp_path, mark):
-    path = tmp_path / "results.xlsx"
-    (tmp_path / mark).touch()
-    with pytest.raises(
-        UserError, match=r"open in another program: close it .*; the results are safe in the result.json"
-    ):
-        append_results([result()], path)
-    assert not path.exists()
-    with pytest.raises(UserError, match=r"open in another program: close it \(or remove .*\) and run again$"):
-        check_workbook(path)
-
-
-@pytest.mark.parametrize("use", [check_workbook, lambda path: append_results([result()], path)])
-def test_place_that_cannot_be_written_is_a_user_error(use, tmp_path):
-    (tmp_path / "file").touch()
-    (tmp_path / "folder.xlsx").mkdir()
-    for path in (
-        tmp_path / "file" / "results.xlsx",
-        tmp_path / "file" / "new" / "results.xlsx",
-        tmp_path / "folder.xlsx",
-    ):
-        with pytest.raises(UserError, match=rf"{path.name} cannot be written"):
-            use(path)
-
-
-@pytest.mark.parametrize("use", [check_workbook, lambda path: append_results([result()], path)])
-def test_name_of_another_format_is_a_user_error(use, tmp_path):
-    with pytest.raises(UserError, match=r"let it end in \.xlsx"):
-        use(tmp_path / "results.csv")
-
-
-def test_check_of_a_good_place_leaves_nothing(tmp_path):
-    check_workbook(tmp_path / "new" / "folder" / "results.xlsx")
-    assert not list(tmp_path.iterdir())
-    append_results([result()], tmp_path / "results.xlsx")
-    check_workbook(tmp_path / "results.xlsx")
-    assert len(sheet(tmp_path / "results.xlsx", "runs")) == 1
-
-
-def test_runs_that_altered_their_protocol_have_a_row_of_their_own(tmp_path):
-    altered = result(mIoU=70.0, minute=1, published=None, settings={"crop": 224, "altered": ["crop"]})
-    append_results([result(settings={"altered": []})], tmp_path / "r.xlsx")
-    append_results([altered], tmp_path / "r.xlsx")
-    frame = pandas.read_excel(tmp_path / "r.xlsx", sheet_name="table")
-    assert dict(zip(frame["protocol"], frame["voc20"])) == {"clearclip": 80.2, "clearclip*": 70.0}
-    runs = pandas.read_excel(tmp_path / "r.xlsx", sheet_name="runs")
-    assert list(runs["protocol"]) == ["clearclip"] * 2

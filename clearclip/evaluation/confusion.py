@@ -1,0 +1,158 @@
+"""Pixel counts, ground truth × prediction, without their zeros: of one image, of many, and as bytes.
+
+An image shows few of the classes that a benchmark has: of the 171 × 172 cells of COCO-Stuff about a hundred are not
+zero. They make some 300 bytes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Confusion:
+    """The confusion matrix of one image, ground truth × prediction [C, C + 1].
+
+    The last column is "no class": pixels whose prediction is none of the classes. Pixels that the ground truth
+    ignores are in no cell. Raises ValueError for counts that cannot be.
+
+    Attributes:
+        classes: C.
+        cells: int64 [K], ascending: truth · (C + 1) + prediction.
+        counts: int64 [K], positive: pixels.
+    """
+
+    classes: int
+    cells: np.ndarray
+    counts: np.ndarray
+
+    def __post_init__(self):
+        for name in ("cells", "counts"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), np.int64))
+        if problem := impossible(self.classes, self.cells, self.counts):
+            raise ValueError(problem)
+
+    @classmethod
+    def of(cls, matrix) -> "Confusion":
+        """Of a matrix of integers [C, C + 1] or, where every pixel has a class, [C, C].
+
+        >>> Confusion.of([[3, 0, 1], [0, 500, 0]]).counts
+        array([  3,   1, 500])
+        """
+        matrix = np.asarray(matrix)
+        classes = len(matrix)
+        if matrix.dtype.kind not in "iu" or matrix.shape not in {(classes, classes), (classes, classes + 1)}:
+            raise ValueError(f"expected integers [C, C] or [C, C + 1], not {matrix.dtype} {list(matrix.shape)}")
+        truth, prediction = np.nonzero(matrix)
+        return cls(classes, truth * (classes + 1) + prediction, matrix[truth, prediction])
+
+    @classmethod
+    def count(cls, truth, labels, classes: int, ignore_index: int = 255) -> "Confusion":
+        """Of two label maps [H, W]. A prediction outside 0..C-1 is no class; a ground truth outside is a ValueError."""
+        truth, labels = (np.asarray(values).astype(np.int64) for values in (truth, labels))
+        if truth.shape != labels.shape:
+            raise ValueError(f"ground truth {list(truth.shape)} and prediction {list(labels.shape)} differ in size")
+        counted = truth != ignore_index
+        truth, labels = truth[counted], labels[counted]
+        if len(truth) and (truth.min() < 0 or truth.max() >= classes):
+            raise ValueError(f"the ground truth holds labels {truth.min()} to {truth.max()} for {classes} classes")
+        labels = np.where((labels < 0) | (labels >= classes), classes, labels)
+        return cls(classes, *np.unique(truth * (classes + 1) + labels, return_counts=True))
+
+    def dense(self) -> np.ndarray:
+        """int64 [C, C + 1]."""
+        matrix = np.zeros(self.classes * (self.classes + 1), np.int64)
+        matrix[self.cells] = self.counts
+        return matrix.reshape(self.classes, self.classes + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Confusions:
+    """The confusion matrices of N images: count k is of the image `samples[image[k]]`.
+
+    Attributes:
+        samples: N sample ids.
+        classes: C.
+        image, truth, prediction, counts: int64 [K]; prediction C is "no class".
+    """
+
+    samples: Sequence[str]
+    classes: int
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    counts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def areas(self) -> np.ndarray:
+        """int64 [N, 4, C]: pixels of intersection, union, prediction and truth, in MMSegmentation's order."""
+        right, predicted = self.prediction == self.truth, self.prediction < self.classes
+        intersection = self._sums(self.truth, right)
+        prediction = self._sums(self.prediction, predicted)
+        truth = self._sums(self.truth, slice(None))
+        return np.stack([intersection, prediction + truth - intersection, prediction, truth], axis=1)
+
+    def total(self) -> np.ndarray:
+        """int64 [C, C + 1]: all images together."""
+        total = np.zeros(self.classes * (self.classes + 1), np.int64)
+        np.add.at(total, self.truth * (self.classes + 1) + self.prediction, self.counts)
+        return total.reshape(self.classes, self.classes + 1)
+
+    def _sums(self, label: np.ndarray, kept) -> np.ndarray:
+        """int64 [N, C]: the counts that are `kept`, summed by image and label."""
+        sums = np.zeros(len(self) * self.classes, np.int64)
+        np.add.at(sums, self.image[kept] * self.classes + label[kept], self.counts[kept])
+        return sums.reshape(len(self), self.classes)
+
+
+def impossible(classes: int, cells: np.ndarray, counts: np.ndarray) -> str | None:
+    """What is wrong with the cells [K] and counts [K] of an image; None where nothing is."""
+    if cells.shape != counts.shape or cells.ndim != 1:
+        return f"cells {list(cells.shape)} and counts {list(counts.shape)} must be two lists of one length"
+    if len(cells) and (cells.min() < 0 or cells.max() >= classes * (classes + 1)):
+        return f"cells {cells.min()} to {cells.max()} are not all in 0..{classes * (classes + 1) - 1}"
+    if (np.diff(cells) <= 0).any():
+        return "its cells are not ascending"
+    if (counts <= 0).any():
+        return f"a cell counts {counts.min()} pixels"
+    return None
+
+
+def encode(confusion: Confusion) -> bytes:
+    """Two varints (LEB128) a cell, its distance from the one before and its count: equal counts, equal bytes."""
+    distances = np.diff(confusion.cells, prepend=0)
+    values = np.stack([distances, confusion.counts], axis=1).ravel()
+    width = -(-int(values.max(initial=1)).bit_length() // 7)
+    octets = values[:, None] >> 7 * np.arange(width)  # [2K, width]: seven bits each, the lowest first
+    used = octets > 0
+    used[:, 0] = True
+    octets &= 127
+    octets[:, :-1] |= used[:, 1:] * 128  # more follow
+    return octets[used].astype(np.uint8).tobytes()
+
+
+def decode(blobs: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All images at once: the number of the image, cell and count, int64 [K] each. ValueError for half a number.
+
+    >>> decode([encode(Confusion.of([[3, 0], [0, 500]])), b"", encode(Confusion.of([[7]]))])
+    (array([0, 0, 2]), array([0, 4, 0]), array([  3, 500,   7]))
+    """
+    data = np.frombuffer(b"".join(blobs), np.uint8)
+    lengths = np.array([len(blob) for blob in blobs], np.int64)
+    ends = np.cumsum(lengths)
+    final = data < 128  # the last octet of a number
+    numbers = np.diff(np.concatenate([[0], np.cumsum(final)])[ends], prepend=0)  # [N]
+    if not final[ends[lengths > 0] - 1].all() or (numbers % 2).any():
+        raise ValueError("its counts are cut short")
+    stop = np.flatnonzero(final) + 1
+    start = np.concatenate([[0], stop])[:-1]
+    place = np.arange(len(data)) - np.repeat(start, stop - start)
+    values = np.add.reduceat((data & 127).astype(np.int64) << 7 * place, start)
+    distances, counts = values.reshape(-1, 2).T
+    sizes = numbers // 2
+    reached = np.concatenate([[0], np.cumsum(distances)])
+    before = reached[np.cumsum(sizes) - sizes]  # [N]: where the images before have got to
+    return np.repeat(np.arange(len(blobs)), sizes), reached[1:] - np.repeat(before, sizes), counts.copy()

@@ -1,0 +1,111 @@
+"""A result, and its `result.json`."""
+
+import json
+import math
+import re
+from datetime import datetime
+from pathlib import Path
+from types import UnionType
+from typing import NotRequired, TypedDict, get_args, get_origin, get_type_hints
+
+from clearclip.errors import UserError
+from clearclip.paths import atomic_write
+
+# What breaks a line, a terminal or an XML file: control characters, lone surrogates, U+FFFE and U+FFFF.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
+
+
+class Result(TypedDict):
+    """One evaluation run. Scores are percent."""
+
+    date: str  # ISO 8601 with offset
+    method: str
+    backbone: str
+    pretrained: str  # weights tag
+    dataset: str
+    protocol: str
+    vocabulary: str  # class file
+    text: str  # template set or embedding file
+    mIoU: float
+    aAcc: float
+    mAcc: float
+    per_class_IoU: dict[str, float | None]  # null: in neither the ground truth nor the prediction
+    images: int
+    benchmark_images: int | None  # images of the whole benchmark; null: this set is part of none
+    published: float | None
+    published_source: str | None
+    seconds: float
+    images_per_second: float
+    device: str
+    precision: str
+    versions: dict[str, str]
+    config: str
+    settings: dict
+    weights_hash: str
+    interval: NotRequired[float | None]  # half the width of mIoU's 95 % interval; null: not known
+    differences: NotRequired[dict[str, list[float]]]  # other run: [mIoU - its mIoU, low, high], on the same images
+    metrics: NotRequired[dict[str, float]]  # whatever else the evaluator measured: mDice, mFscore
+
+
+def write_result(record: Result, work_dir) -> Path:
+    """Write `result.json` into `work_dir`. NaN, say the IoU of an absent class, becomes null."""
+    text = json.dumps(plain(record), indent=2, ensure_ascii=False, default=str)
+    text = re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)  # UTF-8 has no lone surrogates
+    path = Path(work_dir) / "result.json"
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def read_result(path) -> Result:
+    """Read a `result.json`, also of an earlier version. Raises `UserError` where it is missing, damaged or another."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): run eval.py to make it") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is damaged, it is no JSON: run eval.py again to remake it") from None
+    missing = sorted(Result.__required_keys__ - (record.keys() if isinstance(record, dict) else set()))
+    if missing:
+        raise UserError(f"{path} is no result, it lacks {', '.join(missing)}: run eval.py to make one")
+    wrong = [key for key, hint in get_type_hints(Result).items() if key in record and not _fits(record[key], hint)]
+    try:
+        instant(record["date"])
+    except (ValueError, OverflowError):
+        wrong.append("date")
+    if wrong:
+        raise UserError(f"{path} is damaged ({', '.join(wrong)}): run eval.py again to remake it")
+    return record
+
+
+def instant(date) -> datetime:
+    """When `date`, ISO 8601 with or without offset, was."""
+    return datetime.fromisoformat(str(date)).astimezone()
+
+
+def _fits(value, hint):
+    """Whether `value` is of a field's type. A number may be null, which is how NaN is written."""
+    kind, arguments = get_origin(hint), get_args(hint)
+    if kind is UnionType:
+        return any(_fits(value, argument) for argument in arguments)
+    if kind in (dict, list):
+        items = value.values() if isinstance(value, dict) else value
+        return isinstance(value, kind) and all(_fits(item, arguments[-1]) for item in items)
+    if hint is float:
+        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return isinstance(value, hint)
+
+
+def plain(value):
+    """Python numbers for numpy's and torch's, None for NaN."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def printable(text: str) -> str:
+    """`text` with an escape such as `\\x1b` for every character that no line of text can hold."""
+    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
