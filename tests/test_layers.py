@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "clearclip"
 ORDER = [  # each module or folder imports only those before it
-    "errors", "paths", "tensors", "registry", "state", "offline", "images", "weights", "trunk", "backbones", "vision",
-    "vocabulary", "text", "attention", "windows", "view", "kernels", "decode", "refine", "methods", "spec",
-    "segmenter", "config", "visualize", "evaluation", "cli",
+    "_namesake", "errors", "paths", "tensors", "registry", "state", "offline", "images", "weights", "trunk",
+    "backbones", "vision", "vocabulary", "text", "attention", "windows", "view", "kernels", "decode", "refine",
+    "methods", "spec", "segmenter", "config", "visualize", "evaluation", "cli",
 ]  # fmt: skip
 EXCEPTIONS = {
     ("trunk", "backbones"): "the type of an argument, which is imported for type checkers alone",
