@@ -67,6 +67,10 @@ class Method:
             [check_features(self, self.features(trunk), trunk.images.shape[0]).float() for trunk in view.trunks]
         )
 
+    def files(self) -> dict[str, str]:
+        """What its scores depend on besides the backbone's weights: the SHA-256 of files, by name."""
+        return {}
+
     @property
     def sees_images(self) -> bool:
         """Whether it works on whole images rather than on one window after the other."""
