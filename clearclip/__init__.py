@@ -1,5 +1,7 @@
 """Training-free open-vocabulary semantic segmentation with CLIP."""
 
+from clearclip import _namesake  # noqa: F401
+
 __version__ = "0.1.0"
 
 _PUBLIC = {

@@ -285,11 +285,13 @@ def _opencv_pixels(image: Image.Image) -> np.ndarray | None:
 
     position = file.tell()
     file.seek(0)
-    encoded = np.frombuffer(file.read(), np.uint8)
+    encoded = file.read()
     file.seek(position)
+    if jpeg and not encoded.endswith(b"\xff\xd9"):
+        image.load()  # Pillow finds out whether it is cut short; some versions of OpenCV leave the rest grey
     flags = cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        pixels = cv2.imdecode(encoded, flags)
+        pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise MemoryError from None

@@ -67,7 +67,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, Entry[T]] = {}
         self._imported = False
 
-    def register(self, name: str, build: Callable[..., T], summary: str, paper: str = "", **preset: Any) -> None:
+    def register(self, name: str, build: Callable[..., T], summary: str, paper: str = "", /, **preset: Any) -> None:
         """Make `build` available as `name`; `preset` are defaults that differ from those of its signature."""
         if unknown := preset.keys() - _options(build).keys():
             raise TypeError(f"{self.kind} {name}: {', '.join(sorted(unknown))} is no option of {build}")

@@ -252,7 +252,9 @@ class Segmenter:
 
     def _look_at(self, view: View, queries: Queries, features: bool) -> "Dense":
         scores = check_scores(self.method, self.method.image_scores(view, queries.for_scores), (len(queries.text),))
-        seen = F.normalize(self.method.image_features(view).float(), dim=-1) if features else None
+        if not features:
+            return Dense(scores, None, whole=True)
+        seen = F.normalize(check_features(self.method, self.method.image_features(view)).float(), dim=-1)
         return Dense(scores, seen, whole=True)
 
 

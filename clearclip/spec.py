@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from clearclip.backbones import Backbone
 from clearclip.errors import UserError
@@ -41,6 +42,11 @@ class Spec:
                 names = ", ".join(entry.name for entry in REFINEMENTS.entries())
                 raise UserError(f"unknown refinement {part!r} after {method}; use one of {names}")
         return cls(METHODS.parse(method), tuple(map(REFINEMENTS.parse, refinements)))
+
+    @property
+    def settings(self) -> list[list[Any]]:
+        """Names of the method and its refinements, each with all its options, as JSON can hold them."""
+        return [[choice.name, dict(choice.settings)] for choice in (self.method, *self.refinements)]
 
     def __str__(self) -> str:
         return "+".join(map(str, (self.method, *self.refinements)))

@@ -62,10 +62,12 @@ def tiff(pixels, orientation=1, subfile=0):
     return head + struct.pack("<H", bits) * channels + data
 
 
-def png_of_size(width, height):
-    """The header of a PNG that promises so many pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + struct.pack(">I", zlib.crc32(header)) + b"\0\0\0\0IDAT"
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_header(width, height, bits=8, colours=2):
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0))
 
 
 # Every form of one picture
@@ -168,6 +170,18 @@ def test_colour_of_16_bits(suffix, bits, channels, tmp_path):
         assert np.array_equal(read_image(image), expected)
 
 
+def test_grey_and_alpha_of_16_bits(tmp_path):
+    values = np.stack([GREY16 >> 4, GREY16[:, ::-1]], axis=2).astype(">u2")  # 12 bits of grey, 16 of alpha
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    (tmp_path / "deep.png").write_bytes(
+        png_header(30, 20, bits=16, colours=4) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+    expected = on_white(grey(GREY16 >> 8), GREY16[:, ::-1] >> 8)
+    with Image.open(tmp_path / "deep.png") as image:
+        for given in (tmp_path / "deep.png", image):
+            assert np.abs(read_image(given).astype(int) - expected).max() <= 1
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "CMYK JPEG", "PNG", "WEBP", "TIFF", "AVIF", "deep TIFF"])
 @pytest.mark.parametrize("turned", range(1, 9))
 def test_exif_turns_a_picture_upright(kind, turned, tmp_path):
@@ -229,6 +243,19 @@ def test_an_animation_is_its_first_frame(kind, tmp_path):
             assert np.abs(seen.astype(int) - [200, 0, 0]).max() < 3
         film.seek(1)
         assert np.abs(read_image(film).astype(int) - [0, 0, 200]).max() < 3
+
+
+def test_a_jpeg_may_be_followed_by_other_data(tmp_path):
+    whole = PHOTOGRAPHS[0].read_bytes()
+    (tmp_path / "motion.jpg").write_bytes(whole + b"\0\0\0\x18ftypmp42" + bytes(1000))
+    assert np.array_equal(read_image(tmp_path / "motion.jpg"), read_image(PHOTOGRAPHS[0]))
+
+
+def test_a_jpeg_that_opencv_would_complete_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "cut.jpg").write_bytes(PHOTOGRAPHS[0].read_bytes()[:-500])
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: np.zeros((20, 30, 3), np.uint8))  # as OpenCV 4 does
+    with pytest.raises(UserError, match="cannot be decoded"):
+        read_image(tmp_path / "cut.jpg")
 
 
 def test_a_smaller_jpeg_that_pillow_was_asked_for(tmp_path):
@@ -453,7 +480,7 @@ def test_a_closed_pil_image_is_refused(tmp_path):
 @pytest.mark.filterwarnings("error")
 def test_the_pixel_limit_is_checked_before_decoding(tmp_path):
     path = tmp_path / "huge.png"
-    path.write_bytes(png_of_size(30_000, 30_000))
+    path.write_bytes(png_header(30_000, 30_000) + b"\0\0\0\0IDAT")
     limit = Image.MAX_IMAGE_PIXELS
     assert image_size(path) == (30_000, 30_000)
     with pytest.raises(UserError, match=r"has 30000 × 30000 pixels, 900 million, and the limit is 200 million"):

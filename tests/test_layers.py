@@ -12,9 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "clearclip"
 ORDER = [  # each module or folder imports only those before it
-    "errors", "paths", "tensors", "registry", "state", "offline", "images", "weights", "trunk", "backbones", "vision",
-    "vocabulary", "text", "attention", "windows", "view", "kernels", "decode", "refine", "methods", "spec",
-    "segmenter", "config", "visualize", "evaluation", "cli",
+    "_namesake", "errors", "paths", "tensors", "registry", "state", "offline", "images", "weights", "trunk",
+    "backbones", "vision", "vocabulary", "text", "attention", "windows", "view", "kernels", "decode", "refine",
+    "methods", "spec", "segmenter", "config", "visualize", "evaluation", "cli",
+    "__main__",
 ]  # fmt: skip
 EXCEPTIONS = {
     ("trunk", "backbones"): "the type of an argument, which is imported for type checkers alone",
@@ -24,6 +25,7 @@ LAYERED = [path for path in FILES if path != PACKAGE / "__init__.py"]  # that on
 HEAVY = {"cv2", "matplotlib", "mmcv", "mmengine", "mmseg", "numpy", "open_clip", "timm", "torch", "transformers"}
 # What a part of the package may import besides requirements/core.txt; all else is an extra that this part is for.
 EXTRAS = {"evaluation": "eval", "refine/diffusion.py": "diffusion", "cli/app.py": "app", "cli/export.py": "export"}
+DISTRIBUTIONS = packages_distributions()  # cv2 to ["opencv-python"]
 UNDECLARED = {"triton": "PyTorch brings it where there are GPUs for it"}
 
 
@@ -79,9 +81,8 @@ def test_what_is_imported_is_declared(path):
     extras = [extra for part, extra in EXTRAS.items() if relative(path).startswith(part)]
     allowed = set().union(*map(declared, ["core", *extras]))
     tops = {name.partition(".")[0] for name in imported(path)} - sys.stdlib_module_names - UNDECLARED.keys()
-    distributions = packages_distributions()
     for top in tops - {"clearclip"}:
-        owners = {name.lower().replace("_", "-") for name in distributions.get(top, [top])}
+        owners = {name.lower().replace("_", "-") for name in DISTRIBUTIONS.get(top, [top])}
         assert owners & allowed, f"{top} is in none of the requirements of {relative(path)}"
 
 

@@ -1,6 +1,5 @@
 """The whole road from image to labels, with the tiny model and text from the golden files."""
 
-import zlib
 from pathlib import Path
 
 import cv2
@@ -39,102 +38,6 @@ def test_every_kind_of_image_gives_the_same_labels(make, tmp_path):
     with Image.open(tmp_path / "picture.png") as pil:
         for same in (tmp_path / "picture.png", str(tmp_path / "picture.png"), pil, tensor, tensor / 255, image / 255):
             assert np.array_equal(segmenter(same, NAMES).labels, expected)
-
-
-def test_read_image_makes_rgb(tmp_path):
-    rgb = picture(20, 30)
-    grey = rgb[..., 0]
-    pil = Image.fromarray(rgb)
-    alpha = pil.copy()
-    alpha.putalpha(Image.fromarray(grey))
-    palette = pil.quantize(16)
-    for image, expected in [
-        (rgb, rgb),
-        (np.asfortranarray(rgb), rgb),
-        (rgb[:, ::-1], rgb[:, ::-1]),
-        (torch.from_numpy(rgb).permute(2, 0, 1), rgb),
-        (grey, np.stack([grey] * 3, axis=2)),
-        (torch.from_numpy(grey), np.stack([grey] * 3, axis=2)),
-        (Image.fromarray(grey), np.stack([grey] * 3, axis=2)),
-        (alpha, rgb),
-        (palette, np.asarray(palette.convert("RGB"))),
-        (rgb.astype(np.float64) / 255, rgb),
-        (np.zeros((4, 5, 3), np.float32), np.zeros((4, 5, 3), np.uint8)),
-        (np.full((4, 5, 3), 0.7 / 255), np.ones((4, 5, 3), np.uint8)),
-        (torch.ones(3, 4, 5, dtype=torch.bfloat16, requires_grad=True), np.full((4, 5, 3), 255, np.uint8)),
-    ]:
-        array = read_image(image)
-        assert array.dtype == np.uint8
-        assert np.array_equal(array, expected)
-    for name, image in (("rgb", pil), ("grey", Image.fromarray(grey)), ("alpha", alpha), ("palette", palette)):
-        image.save(tmp_path / f"{name}.png")
-        assert np.array_equal(read_image(tmp_path / f"{name}.png"), read_image(image))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied(orientation, tmp_path):
-    quadrants = np.zeros((32, 48, 3), np.uint8)  # as it should be seen: red, green / blue, white
-    for place, colour in (((0, 0), (255, 0, 0)), ((0, 1), (0, 255, 0)), ((1, 0), (0, 0, 255)), ((1, 1), (255,) * 3)):
-        y, x = place[0] * 16, place[1] * 24
-        quadrants[y : y + 16, x : x + 24] = colour
-    turn, back = Image.Transpose, {
-        2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM",
-        5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270",
-    }  # fmt: skip
-    stored = Image.fromarray(quadrants)
-    if orientation > 1:
-        stored = stored.transpose(turn[back[orientation]])
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored.save(tmp_path / "photo.jpg", exif=exif, quality=95, subsampling=0)
-    with Image.open(tmp_path / "photo.jpg") as photo:
-        for image in (tmp_path / "photo.jpg", photo):
-            seen = read_image(image)
-            assert seen.shape == (32, 48, 3)
-            for y, x in ((8, 12), (8, 36), (24, 12), (24, 36)):
-                assert np.abs(seen[y, x].astype(int) - quadrants[y, x]).max() < 10
-
-
-@pytest.mark.parametrize(
-    ("image", "match"),
-    [
-        (np.zeros((4, 4, 4), np.uint8), r"RGB, .* this one is \[4, 4, 4\] uint8"),
-        (np.zeros((4, 4, 1), np.uint8), "RGB"),
-        (np.zeros((2, 3, 4, 4), np.uint8), "RGB"),
-        (np.zeros((0, 4, 3), np.uint8), "RGB"),
-        (np.zeros((4, 4, 3), np.int64), "int64"),
-        (np.zeros((4, 4, 3), np.uint16), "uint16"),
-        (torch.zeros(4, 4, 3), "RGB"),
-        (torch.zeros(1, 3, 4, 4), "RGB"),
-        (np.full((4, 4, 3), 255.0), r"within 0\.\.1; divide by 255"),
-        (np.full((4, 4, 3), -0.1), r"within 0\.\.1"),
-        (np.full((4, 4, 3), np.nan), "finite"),
-        (7, "not int"),
-        (None, "not NoneType"),
-    ],
-)
-def test_what_is_no_image_is_refused(image, match, make):
-    with pytest.raises(UserError, match=match):
-        make()(image, NAMES)
-
-
-def test_files_that_are_no_image_are_named(make, tmp_path):
-    (tmp_path / "note.jpg").write_text("this is no picture")
-    (tmp_path / "empty.png").touch()
-    Image.fromarray(picture(40, 40)).save(tmp_path / "whole.png")
-    huge = bytearray((tmp_path / "whole.png").read_bytes())
-    huge[16:24] = (100_000).to_bytes(4, "big") * 2  # the width and height in its header, and the header's checksum
-    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
-    (tmp_path / "huge.png").write_bytes(huge)
-    for name in ("note.jpg", "empty.png", "huge.png"):
-        with pytest.raises(UserError, match=f"{name} is not a picture"):
-            make()(tmp_path / name, NAMES)
-    for name in ("gone.jpg", "."):
-        with pytest.raises(UserError, match=r"cannot read image .*give the path of a picture"):
-            make()(tmp_path / name, NAMES)
-
-
-# Resizing
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([224, 336, 448, 560]))

@@ -355,6 +355,15 @@ def test_settings_that_no_cell_holds_are_cut_and_read_back(tmp_path):
     assert sheet(path, "table")[0]["altered"] == "crop=224"
 
 
+def test_more_differences_than_a_cell_holds_are_cut_and_read_back(tmp_path):
+    path = tmp_path / "results.xlsx"
+    differences = {f"ClearCLIP:residual={number / 1000:.3f}": [1.5, 1.0, 2.0] for number in range(1000)}
+    for minute in range(2):
+        append_results([result(differences=differences, minute=minute)], path)
+    kept = json.loads(sheet(path, "runs")[0]["differences"])
+    assert kept == dict(list(differences.items())[:500])
+
+
 # workbooks of earlier versions
 
 

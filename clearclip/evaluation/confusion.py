@@ -84,6 +84,15 @@ class Confusions:
     prediction: np.ndarray
     counts: np.ndarray
 
+    @classmethod
+    def join(cls, parts: Sequence["Confusions"], samples: Sequence[str]) -> "Confusions":
+        """Those of several lists of images as one, in the order of `samples`, all of which must be in a part."""
+        place = {sample: index for index, sample in enumerate(samples)}
+        image = [np.array([place[sample] for sample in part.samples], np.int64)[part.image] for part in parts]
+        names = ("truth", "prediction", "counts")
+        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return cls(samples, parts[0].classes, np.concatenate(image), **joined)
+
     def __len__(self) -> int:
         return len(self.samples)
 

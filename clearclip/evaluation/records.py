@@ -256,10 +256,13 @@ class Run:
             for row in rows:
                 self._add(row)
 
-    def clear(self) -> int:
-        """Remove all records of this run, to count its images afresh. Returns how many there were."""
+    def clear(self, samples: Iterable[str] | None = None) -> int:
+        """Remove the records of `samples`, or all of this run, to count these images afresh. Returns how many."""
         with self.records._transaction() as execute:
-            return execute("DELETE FROM images WHERE run = ?", (self.id,)).rowcount
+            if samples is None:
+                return execute("DELETE FROM images WHERE run = ?", (self.id,)).rowcount
+            query = "DELETE FROM images WHERE run = ? AND sample = ?"
+            return sum(execute(query, (self.id, sample)).rowcount for sample in samples)
 
     def images(self) -> Iterator[ImageRecord]:
         """All records, by sample id."""

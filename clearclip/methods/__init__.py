@@ -59,13 +59,17 @@ class Method:
 
     def image_scores(self, view: View, text: Tensor) -> Tensor:
         """Cosine scores [Q, h, w], float32, of a whole image for text [Q, dim], unit rows."""
-        return similarity(check_features(self, self.image_features(view)[None], 1), text)[0]
+        return similarity(check_features(self, self.image_features(view))[None], text)[0]
 
     def window_features(self, view: View) -> Tensor:
         """Features [n, h, w, dim], float32, of all windows of an image."""
         return torch.cat(
             [check_features(self, self.features(trunk), trunk.images.shape[0]).float() for trunk in view.trunks]
         )
+
+    def files(self) -> dict[str, str]:
+        """What its scores depend on besides the backbone's weights: the SHA-256 of files, by name."""
+        return {}
 
     @property
     def sees_images(self) -> bool:
@@ -90,19 +94,27 @@ def similarity(features: Tensor, text: Tensor) -> Tensor:
     return (features @ text.to(features).T).permute(0, 3, 1, 2)
 
 
-def check_features(method: Method, features: Tensor, batch: int) -> Tensor:
-    """Features, if they are [batch, h, w, dim] and floating-point. Raises UserError naming the method if not."""
-    dim = method.backbone.dim
-    if _is_float(features, 4) and (features.shape[0], features.shape[3]) == (batch, dim):
+def check_features(method: Method, features: Tensor, *batch: int) -> Tensor:
+    """Features, if they are [*batch, h, w, dim] and floating-point; of a whole image there is no batch.
+
+    Raises UserError naming the method if not.
+    """
+    shape = (*batch, method.backbone.dim)
+    if _is_float(features, len(shape) + 2) and (*features.shape[:-3], features.shape[-1]) == shape:
         return features
-    raise _unfit(method, "features", f"[{batch}, h, w, {dim}]", features)
+    wanted = ", ".join(map(str, (*batch, "h", "w", method.backbone.dim)))
+    raise _unfit(method, "features" if batch else "image_features", f"[{wanted}]", features)
 
 
 def check_scores(method: Method, scores: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Scores, if they are [*shape, h, w] and floating-point. Raises UserError naming the method if not."""
+    """Scores, if they are [*shape, h, w], shape (B, Q) or, of a whole image, (Q,), and floating-point.
+
+    Raises UserError naming the method if not.
+    """
     if _is_float(scores, len(shape) + 2) and tuple(scores.shape[:-2]) == shape:
         return scores
-    raise _unfit(method, "scores", f"[{', '.join(map(str, shape))}, h, w]", scores)
+    wanted = ", ".join(map(str, (*shape, "h", "w")))
+    raise _unfit(method, "scores" if len(shape) == 2 else "image_scores", f"[{wanted}]", scores)
 
 
 def _is_float(tensor: object, dimensions: int) -> bool:

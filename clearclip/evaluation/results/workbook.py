@@ -220,7 +220,7 @@ def _add(workbook, records, path):
     per_class = _matrix(workbook)
     last = max([0, *(int(run["run"]) for run in old), *_numbers(per_class)])
     new = [{**record, "run": number} for number, record in enumerate(records, last + 1)]
-    _extend(workbook[RUNS], RUN_COLUMNS, [run.get("metrics", {}) | run for run in new])
+    _extend(workbook[RUNS], RUN_COLUMNS, [(run.get("metrics") or {}) | run for run in new])
     for run in new:
         title = f"{run['run']} {run['method']} {run['backbone']}"
         _add_column(per_class, title, {(run["dataset"], name): iou for name, iou in run["per_class_IoU"].items()})
@@ -258,13 +258,12 @@ def _emphasise(cells, rows, name):
             cell.font = Font(color="00808080")
     if name in ROW or " " in name:
         return
-    images = [float("inf") if (count := row.get(f"{name} images")) is None else count for row in rows]
-    scored = [index for index, row in enumerate(rows) if row[name] is not None]
-    rivals = [index for index in scored if images[index] == max(images[other] for other in scored)]
-    best = max((rows[index][name] for index in rivals), default=None)
-    for index in rivals if len(rivals) > 1 else ():
-        if rows[index][name] == best:
-            cells[index].font = Font(bold=True)
+    ranks = [(row.get(f"{name} images") or float("inf"), row[name]) for row in rows if row[name] is not None]
+    best = max(ranks, default=None)
+    if sum(images == best[0] for images, _ in ranks) > 1:
+        for cell, row in zip(cells, rows):
+            if (row.get(f"{name} images") or float("inf"), row[name]) == best:
+                cell.font = Font(bold=True)
 
 
 def _extend(sheet, columns, rows):
@@ -333,7 +332,7 @@ def _header(sheet):
 
 def _write(sheet, line, column, value):
     """Write a value into a cell; text stays text, also `=grass` and `#N/A`, which would be a formula and an error."""
-    value = _brief(value) if isinstance(value, dict | list) else value
+    value = _brief(value) if isinstance(value, dict) else value
     if not isinstance(value, str):
         return sheet.cell(line, column, value)
     cell = sheet.cell(line, column, _cell_text(value))
@@ -346,16 +345,16 @@ def _cell_text(text):
     return printable(text)[:CELL_LENGTH]
 
 
-def _brief(value):
-    """JSON that a cell holds; long lists in it, say of names, are left to result.json."""
-    if isinstance(value, dict):
-        value = {key: item if len(str(item)) < 1000 else "… in result.json" for key, item in value.items()}
-    text = json.dumps(value, default=str)
-    return text if len(text) <= CELL_LENGTH else '"… in result.json"'
+def _brief(mapping):
+    """JSON that a cell holds; what is too long for one, say lists of names, is left to result.json."""
+    brief = {key: item if len(str(item)) < 1000 else "… in result.json" for key, item in mapping.items()}
+    while len(text := json.dumps(brief, default=str)) > CELL_LENGTH:
+        brief = dict(list(brief.items())[: len(brief) // 2])
+    return text
 
 
 def _format(name, value):
-    if isinstance(value, str | dict | list) or name.endswith(("run", "images")):
+    if isinstance(value, str | dict) or name.endswith(("run", "images")):
         return "General"
     return "+0.00;-0.00;0.00" if name.endswith(" difference") or " vs " in name else "0.00"
 

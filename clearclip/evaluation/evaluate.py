@@ -1,0 +1,225 @@
+"""From runs to results: passes are planned, what is missing is counted, and the records become scores."""
+
+import functools
+import hashlib
+import inspect
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import clearclip
+from clearclip.backbones import Backbone, load_backbone
+from clearclip.evaluation.passes import Benchmark, Pass, Work, evaluate, plan
+from clearclip.evaluation.progress import Progress
+from clearclip.evaluation.results import Result, write_result
+from clearclip.evaluation.run import Run, backbone_settings, default_work_dir, describe, open_benchmark, write_config
+from clearclip.evaluation.shards import Shards, Share
+from clearclip.evaluation.statistics import bootstrap, scores
+from clearclip.methods import Method
+from clearclip.refine import Refinement
+from clearclip.segmenter import Segmenter
+from clearclip.text import Queries
+from clearclip.vocabulary import load_vocabulary
+
+RECORDS = Path("work_dirs") / "records"
+TEXT = ("vocabulary", "templates", "text_embeddings", "logit_scale")  # what decides a method's queries
+ELSEWHERE = ("data_root", "indices")  # of a data set's settings: where it lies, how much of it is asked for
+POLL_SECONDS = 0.5  # how often rank 0 looks whether the others are done
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done, and by whom.
+
+    Attributes:
+        runs: what to evaluate.
+        work_dirs: where each leaves its result; by default its own below work_dirs/.
+        records: the folder of records.
+        share: the part of the images that this process counts.
+        fresh: count again what is counted already.
+        wait: whether this process waits for the others, to report.
+        show_dir: a folder for pictures of what was seen, or None.
+    """
+
+    runs: Sequence[Run]
+    work_dirs: Sequence[Path | None] = ()
+    records: Path = RECORDS
+    share: Share = field(default_factory=Share)
+    fresh: bool = False
+    wait: bool = False
+    show_dir: Path | None = None
+
+
+def say(line: str) -> None:
+    """Tell the user how things go."""
+    print(line, file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: its result, or what went wrong, or neither where other processes have images left."""
+
+    run: Run
+    result: Result | None = None
+    error: Exception | None = None
+
+
+def evaluate_all(job: Job) -> Iterator[Outcome]:
+    """Evaluate all runs of a job in as few passes as they need; yields each as its pass is done.
+
+    Raises UserError for data, weights and names that are not there, before anything slow is done, and Interrupted
+    where a signal asked to stop: what was counted is kept, and the same job goes on from there.
+    """
+    opened: dict[str, Benchmark] = {}
+    pairs = [(run, open_benchmark(run, opened)) for run in job.runs]
+    passes = plan(pairs)
+    if len(job.runs) > 1:
+        say(f"{len(passes)} passes" if len(passes) > 1 else "one pass")
+        for number, one in enumerate(passes, 1):
+            say(f"  {number}. {one}")
+    progress = Progress(sum(len(job.share.take(one.pictures)) for one in passes))
+    with Shards(job.records, job.share) as shards:
+        settings, loaded = None, None
+        for one in passes:
+            wanted = backbone_settings(one.runs[0])
+            if wanted != settings:
+                settings, loaded = wanted, None  # one is freed before the next is loaded
+                try:
+                    loaded = load_backbone(**wanted)
+                except Exception as error:
+                    yield from (Outcome(run, error=error) for run in one.runs)
+                    settings = None
+                    continue
+            assert loaded is not None
+            yield from _evaluate_pass(job, one, loaded, shards, progress)
+    progress.close()
+
+
+def _evaluate_pass(
+    job: Job, one: Pass, backbone: Backbone, shards: Shards, progress: Progress
+) -> Iterator[Outcome]:
+    works, failed = _prepare(job, one, backbone, shards)
+    yield from failed
+    loader = one.runs[0].config.test_dataloader
+    for done in evaluate(one, works, loader.batch_size, loader.get("num_workers", 2)):
+        progress.update(done)
+    for work in works:
+        if work.error is not None:
+            yield Outcome(work.run, error=work.error)
+            continue
+        if job.wait:
+            while work.ledger.missing(work.benchmark.samples):
+                time.sleep(POLL_SECONDS)
+        elif job.share.count > 1 and work.ledger.missing(work.benchmark.samples):
+            yield Outcome(work.run)
+            continue
+        yield Outcome(work.run, result=finish(job, work))
+
+
+def _prepare(job: Job, one: Pass, backbone: Backbone, shards: Shards) -> tuple[list[Work], list[Outcome]]:
+    """All runs of a pass with their text embedded, their ledgers opened and what they lack found."""
+    made: dict[str, Any] = {}
+    texts: dict[str, Queries] = {}
+    works, failed = [], []
+    for run, position in zip(one.runs, one.benchmark_of):
+        try:
+            benchmark = one.benchmarks[position]
+            segmenter = build_segmenter(run, backbone, made)
+            queries = _queries(run, segmenter, texts)
+            ledger = shards.ledger(identity(run, segmenter, queries, benchmark), benchmark.classes, meta(run))
+            mine = [
+                benchmark.samples[i] for p in job.share.take(one.pictures) if (i := p.places.get(position)) is not None
+            ]
+            if job.fresh:
+                ledger.clear(mine)
+            missing = ledger.missing(mine)
+            if len(missing) < len(mine):
+                say(f"{run.config.benchmark.name}, {run.method}: {len(mine) - len(missing)} of {len(mine)} images are "
+                    f"counted already (--fresh counts them again)")  # fmt: skip
+            decoder = segmenter.decoder(queries)
+            works.append(Work(run, segmenter, queries, decoder, benchmark, position, ledger, set(missing)))
+        except Exception as error:
+            failed.append(Outcome(run, error=error))
+    return works, failed
+
+
+def build_segmenter(run: Run, backbone: Backbone, made: dict[str, Any]) -> Segmenter:
+    """The segmenter of a run; `made` holds methods and refinements by their written form, for runs that share them."""
+    settings = {key: value for key, value in run.config.model.items() if key not in ("type", "vocabulary", "method")}
+    parts: tuple[Method, list[Refinement]] = made.get(run.method) or run.spec.create(backbone)
+    key = str(run.spec.method)
+    method = made.setdefault(key, parts[0])
+    made[run.method] = method, parts[1]
+    return Segmenter(method=method, refinements=parts[1], **settings | {"backbone": backbone})
+
+
+def _queries(run: Run, segmenter: Segmenter, texts: dict[str, Queries]) -> Queries:
+    """The queries of a run: one object for all runs of a method that look for the same, so that they share scores."""
+    model = run.config.model
+    key = repr((str(run.spec.method), [model.get(name) for name in TEXT]))
+    if key not in texts:
+        texts[key] = segmenter.queries(load_vocabulary(model.vocabulary))
+    return texts[key]
+
+
+def identity(run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchmark) -> dict[str, Any]:
+    """All that decides a label of a run: where any of it differs, records are kept apart."""
+    backbone = segmenter.backbone
+    return {
+        "code": source_hash((type(segmenter.method), *map(type, segmenter.refinements))),
+        "weights": {
+            "backbone": backbone.name,
+            "hash": backbone.content_hash,
+            "position": backbone.position,
+            "others": segmenter.method.files(),
+        },
+        "precision": str(backbone.dtype).removeprefix("torch."),
+        "device": segmenter.device.type,
+        "compile": backbone.compiled,
+        "method": run.spec.settings,
+        "protocol": {name: getattr(segmenter, name) for name in NUMBERS} | {"resize": segmenter.resizer},
+        "names": [list(names) for names in load_vocabulary(run.config.model.vocabulary).names],
+        "text": hashlib.sha256(queries.text.float().cpu().contiguous().numpy().tobytes()).hexdigest(),
+        "query_class": list(queries.query_class),
+        "benchmark": run.config.benchmark.name,
+        "data": repr({key: value for key, value in benchmark.settings.items() if key not in ELSEWHERE}),
+        "ignore_index": benchmark.ignore_index,
+    }
+
+
+@functools.cache
+def source_hash(types: tuple[type, ...] = ()) -> str:
+    """SHA-256 of the package's source and of the files that define `types`: code that changed starts new records."""
+    package = Path(clearclip.__file__).parent
+    files = {path for path in package.rglob("*.py") if path.parts[len(package.parts)] not in ("cli", "configs")}
+    files |= {Path(inspect.getfile(one)) for one in types if one.__module__ != "__main__"}
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def finish(job: Job, work: Work) -> Result:
+    """The result of a run all of whose images are counted; also written into its work dir."""
+    run, samples = work.run, work.benchmark.samples
+    seconds = work.ledger.seconds(samples)
+    result = describe(run, work.segmenter) | measured(run, work.benchmark, work.ledger.confusions(samples)) | dict(
+        date=datetime.now().astimezone().isoformat(timespec="seconds"),
+        images=len(samples),
+        seconds=round(seconds, 2),
+        images_per_second=round(len(samples) / seconds, 3) if seconds else None,
+    )
+    folder = work_dir(job, run)
+    write_result(result, folder)
+    write_config(run, folder / "config.py")
+    return result
+
+
+def work_dir(job: Job, run: Run) -> Path:
+    """Where a run leaves its result."""
+    given = dict(zip(map(id, job.runs), job.work_dirs)).get(id(run))
+    return given or default_work_dir(run)
