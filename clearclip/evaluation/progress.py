@@ -2,10 +2,13 @@
 
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from tqdm import tqdm
 
 METER = "{desc}: {n_fmt}/{total_fmt} images, {rate_noinv_fmt}, {remaining} left"
@@ -23,7 +26,7 @@ class ProgressHook(Hook):
         self.label = label
 
     @master_only
-    def before_test_epoch(self, runner):
+    def before_test_epoch(self, runner: Runner) -> None:
         self.total = len(runner.test_dataloader.dataset)
         self.done, self.said = 0, 0
         self.start = self.said_at = time.monotonic()
@@ -38,7 +41,9 @@ class ProgressHook(Hook):
             )
 
     @master_only
-    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=()):
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] = ()
+    ) -> None:
         new = min(len(outputs) * get_world_size(), self.total - self.done)  # the last share may be uneven
         self.done += new
         if self.bar is not None:
@@ -55,6 +60,6 @@ class ProgressHook(Hook):
             tqdm.write(line, file=sys.stderr)
 
     @master_only
-    def after_test_epoch(self, runner, metrics=None):
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         if self.bar is not None:
             self.bar.close()
