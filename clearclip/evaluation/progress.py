@@ -2,16 +2,11 @@
 
 import sys
 import time
-<<<<<<< HEAD
-from collections.abc import Sequence
-=======
->>>>>>> main
 from typing import Any
 
 from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
 from tqdm import tqdm
 
 METER = "{desc}: {n_fmt}/{total_fmt} images, {rate_noinv_fmt}, {remaining} left"
@@ -20,21 +15,8 @@ METER = "{desc}: {n_fmt}/{total_fmt} images, {rate_noinv_fmt}, {remaining} left"
 class Progress:
     """A tqdm bar on stderr or, where that is no terminal, a line every tenth of the images or 30 seconds."""
 
-<<<<<<< HEAD
-    Takes the place of MMEngine's LoggerHook (`default_hooks=dict(logger=None)`). Rank 0 alone shows it: as the
-    sampler deals the images out evenly, it counts each of its own for all processes. `label` goes in front.
-    """
-
-    def __init__(self, label: str = "test"):
-        self.label = label
-
-    @master_only
-    def before_test_epoch(self, runner: Runner) -> None:
-        self.total = len(runner.test_dataloader.dataset)
-=======
     def __init__(self, total: int, label: str = "test"):
         self.total, self.label = total, label
->>>>>>> main
         self.done, self.said = 0, 0
         self.start = self.said_at = time.monotonic()
         self.bar: Any = None
@@ -47,17 +29,9 @@ class Progress:
                 dynamic_ncols=True,
             )
 
-<<<<<<< HEAD
-    @master_only
-    def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] = ()
-    ) -> None:
-        new = min(len(outputs) * get_world_size(), self.total - self.done)  # the last share may be uneven
-=======
     def update(self, images: int) -> None:
         """So many more are done."""
         new = min(images, self.total - self.done)
->>>>>>> main
         self.done += new
         if self.bar is not None:
             self.bar.update(new)
@@ -72,13 +46,8 @@ class Progress:
             )
             tqdm.write(line, file=sys.stderr)
 
-<<<<<<< HEAD
-    @master_only
-    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-=======
     def close(self) -> None:
         """Leave the terminal as it is."""
->>>>>>> main
         if self.bar is not None:
             self.bar.close()
 
