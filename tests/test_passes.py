@@ -230,9 +230,9 @@ def test_a_share_is_one_of_several(text):
 def test_shares_are_apart_and_complete():
     items = list(range(17))
     parts = [Share(index, 5).take(items) for index in range(5)]
-    assert sorted(sum(parts, [])) == items
+    assert sorted(item for part in parts for item in part) == items
     nested = [Share(rank, 2).within(Share(shard, 3)).take(items) for shard in range(3) for rank in range(2)]
-    assert sorted(sum(nested, [])) == items
+    assert sorted(item for part in nested for item in part) == items
 
 
 def test_results_lie_in_the_work_dir(make_run, tmp_path):
