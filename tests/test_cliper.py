@@ -9,8 +9,7 @@ from mmengine.config import Config
 
 from clearclip.errors import UserError
 from clearclip.evaluation.results import read_result
-from clearclip.methods import METHODS, create_method
-from clearclip.methods import cliper, proxyclip
+from clearclip.methods import METHODS, cliper, create_method, proxyclip
 from clearclip.methods.cliper import CLIPer, ImageLevelDecoder, balance, fuse
 from clearclip.methods.proxyclip import ProxyCLIP
 from clearclip.segmenter import Segmenter

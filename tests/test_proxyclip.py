@@ -213,8 +213,7 @@ def test_through_eval(vit_weights, tmp_path, tiny_folder, monkeypatch):
     base = Path(clearclip.__file__).parents[1] / "configs/base.py"
     (tmp_path / "cfg_mine.py").write_text(f"""
 _base_ = "{base}"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 64)
-model = dict(vocabulary="{tmp_path}/classes.txt", templates="single", crop=64, stride=32)
+model = dict(vocabulary="{tmp_path}/classes.txt", templates="single", short_side=64, crop=64, stride=32)
 test_dataloader = dict(
     num_workers=0,
     dataset=dict(

@@ -69,7 +69,8 @@ def head(world, encoder):
 
 
 def test_import_leaves_transformers_alone():
-    code = "import sys; from clearclip.offline.student import TextStudent; TextStudent(); print('transformers' in sys.modules)"
+    program = "import sys; from clearclip.offline.student import TextStudent; TextStudent()"
+    code = f"{program}; print('transformers' in sys.modules)"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env).stdout == "False\n"
 

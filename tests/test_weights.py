@@ -1,6 +1,5 @@
 """Where weights come from: tags, files of every form, and what a user reads when they cannot be had."""
 
-import hashlib
 import json
 import logging
 import os
@@ -456,35 +455,6 @@ def test_offline_the_hub_is_not_asked(monkeypatch):
 
 
 # Hashes
-
-
-def test_content_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
-    path = tmp_path / "weights.bin"
-    path.write_bytes(b"weights")
-    first = content_hash(path)
-    assert first == hashlib.sha256(b"weights").hexdigest()
-
-    opened = []
-    original = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, *rest, **more: opened.append(self) or original(self, *rest, **more))
-    assert content_hash(path) == first
-    assert path not in opened
-
-    path.write_bytes(b"WEIGHTS")  # as long as before
-    os.utime(path, ns=(1, 1))
-    assert content_hash(path) != first
-    assert path in opened
-
-
-def test_a_damaged_hash_is_computed_again(tmp_path):
-    from clearclip.paths import cache_dir
-
-    (tmp_path / "weights.bin").write_bytes(b"weights")
-    first = content_hash(tmp_path / "weights.bin")
-    (memo,) = (cache_dir() / "hashes").iterdir()
-    for damage in (b"", b"\xff" * 64, first[:40].encode()):
-        memo.write_bytes(damage)
-        assert content_hash(tmp_path / "weights.bin") == first
 
 
 def test_backbones_of_equal_weights_have_equal_hashes(tiny_backbone, tiny_folder):
