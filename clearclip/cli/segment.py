@@ -16,7 +16,7 @@ SAMPLE_NAMES = ["sky", "horse", "grass, meadow", "tree, forest"]
 
 def parse_arguments(argv=None, prog=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog, description="Segment pictures into anything that you can name.")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures (default: a sample, CLIP beside it)")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures or folders of them (default: a sample)")
     parser.add_argument(
         "--names",
         nargs="+",
@@ -80,7 +80,7 @@ def segment(arguments: argparse.Namespace) -> None:
         vocabulary = Vocabulary.of(arguments.names or SAMPLE_NAMES)
     if len(vocabulary) == 1:
         print("one name takes every pixel: name what else is in the picture, too", file=sys.stderr)
-    paths = [Path(image) for image in arguments.images] or [sanity_folder() / SAMPLE]
+    paths = pictures(arguments.images)
     targets = output_paths(paths, Path(arguments.output))
     compare = arguments.compare or ([] if arguments.images else ["CLIP"])
     methods = list(dict.fromkeys([*compare, arguments.method]))
@@ -95,9 +95,7 @@ def segment(arguments: argparse.Namespace) -> None:
     choose_precision(arguments.precision, choose_device(arguments.device))
     for method in methods:
         Spec.parse(method)
-    for number, path in enumerate(paths):
-        if number == 0 or not path.exists():  # all at once would fill the memory
-            read_image(path)
+    read_image(paths[0])  # not all of them: that would fill the memory
 
     segmenters = load_segmenters(methods, arguments)
     failed = False
@@ -116,6 +114,17 @@ def segment(arguments: argparse.Namespace) -> None:
         print("overlay: {}, labels: {}".format(*target))
     if failed:
         raise SystemExit(2)
+
+
+def pictures(inputs: list[str]) -> list[Path]:
+    """The pictures that files, folders and patterns name, or the sample. Says on stderr what a folder holds besides."""
+    from clearclip.images import find_pictures
+
+    paths, skipped = find_pictures(inputs or [sanity_folder() / SAMPLE])
+    if skipped:
+        more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+        print(f"left out: {skipped[0].path} ({skipped[0].reason}){more}", file=sys.stderr)
+    return paths
 
 
 def load_segmenters(methods: list[str], arguments: argparse.Namespace) -> dict:

@@ -10,12 +10,11 @@ from mmseg.datasets import BaseSegDataset, COCOStuffDataset, PascalVOCDataset
 from mmseg.registry import DATASETS
 
 from clearclip.errors import UserError
+from clearclip.images import SUFFIXES
 from clearclip.vocabulary import load_vocabulary
 
 if TYPE_CHECKING:
     from clearclip.evaluation.run import Run
-
-PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 @DATASETS.register_module()
@@ -111,12 +110,12 @@ def left_aside(dataset: BaseSegDataset) -> str:
     samples = dataset.load_data_list()
     taken = {Path(sample[key]) for sample in samples for key in ("img_path", "seg_map_path")}
     folder = Path(dataset.data_prefix["img_path"])
-    pictures = (path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.name[0] != ".")
+    pictures = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
     others = sorted(path for path in pictures if path not in taken)
     if not others:
         return ""
     example, suffix = others[0].name, dataset.img_suffix
-    return f"{len(others)} pictures in {folder} are left aside, such as {example}: img_suffix is {suffix}"
+    return f"pictures in {folder} left aside, as img_suffix is {suffix}: {len(others)}, such as {example}"
 
 
 def whole_size(run: "Run") -> int:

@@ -130,21 +130,57 @@ def _prepare(job: Job, one: Pass, backbone: Backbone, shards: Shards) -> tuple[l
             benchmark = one.benchmarks[position]
             segmenter = build_segmenter(run, backbone, made)
             queries = _queries(run, segmenter, texts)
-            ledger = shards.ledger(identity(run, segmenter, queries, benchmark), benchmark.classes, meta(run))
-            mine = [
-                benchmark.samples[i] for p in job.share.take(one.pictures) if (i := p.places.get(position)) is not None
-            ]
+            meta = {"config": str(run.path), "versions": versions()}
+            ledger = shards.ledger(identity(run, segmenter, queries, benchmark), benchmark.classes, meta)
+            places = [picture.places.get(position) for picture in job.share.take(one.pictures)]
+            mine = [benchmark.samples[place] for place in places if place is not None]
             if job.fresh:
                 ledger.clear(mine)
             missing = ledger.missing(mine)
             if len(missing) < len(mine):
-                say(f"{run.config.benchmark.name}, {run.method}: {len(mine) - len(missing)} of {len(mine)} images are "
-                    f"counted already (--fresh counts them again)")  # fmt: skip
+                say(
+                    f"{run.config.benchmark.name}, {run.method}: {len(mine) - len(missing)} of {len(mine)} images are "
+                    "counted already; --fresh counts them again"
+                )
             decoder = segmenter.decoder(queries)
             works.append(Work(run, segmenter, queries, decoder, benchmark, position, ledger, set(missing)))
         except Exception as error:
             failed.append(Outcome(run, error=error))
     return works, failed
+
+
+def open_benchmark(run: Run, opened: dict[str, Benchmark]) -> Benchmark:
+    """The images and labels of a run; `opened` holds those of the runs before.
+
+    Raises UserError, naming what is missing, unless all files are there and the classes are those of the class file.
+    """
+    settings, ignore_index = run.config.test_dataloader.dataset, run.config.test_evaluator.get("ignore_index", 255)
+    key = repr((settings, ignore_index))
+    if key not in opened:
+        check_dataset(run)
+        with building(run):
+            dataset = DATASETS.build({**settings, "_scope_": "mmseg"})
+        root = Path(settings.data_root).absolute()
+        pictures = [Path(dataset.get_data_info(index)["img_path"]).absolute() for index in range(len(dataset))]
+        samples = tuple(Path(os.path.relpath(path, root)).as_posix() for path in pictures)
+        opened[key] = Benchmark(settings, dataset, ignore_index, samples)
+    check_classes(run)
+    return opened[key]
+
+
+def measured(run: Run, benchmark: Benchmark, confusions: Confusions, pixels: Sequence[int]) -> dict[str, Any]:
+    """Scores of a run, in percent, by its own evaluator, from the counts and sizes of its images.
+
+    Raises UserError for label maps that cannot be what they were meant to be.
+    """
+    with building(run):
+        metric = METRICS.build({**run.config.test_evaluator, "_scope_": "mmseg"})
+    metric.dataset_meta = benchmark.dataset.metainfo
+    areas = confusions.areas()
+    ignored = np.array(pixels) - areas[:, 3].sum(axis=1)
+    rows = np.concatenate([areas.reshape(len(areas), -1), np.zeros((len(areas), 1), np.int64), ignored[:, None]], axis=1)
+    metric.size = len(rows)
+    return named_scores(metric.compute_metrics(list(rows)))
 
 
 def build_segmenter(run: Run, backbone: Backbone, made: dict[str, Any]) -> Segmenter:
@@ -206,12 +242,15 @@ def source_hash(types: tuple[type, ...] = ()) -> str:
 def finish(job: Job, work: Work) -> Result:
     """The result of a run all of whose images are counted; also written into its work dir."""
     run, samples = work.run, work.benchmark.samples
-    seconds = work.ledger.seconds(samples)
-    result = describe(run, work.segmenter) | measured(run, work.benchmark, work.ledger.confusions(samples)) | dict(
+    images = work.ledger.images(samples)
+    seconds = sum(image.seconds or 0.0 for image in images)
+    pixels = [image.size[0] * image.size[1] for image in images]
+    found = measured(run, work.benchmark, work.ledger.confusions(samples), pixels)
+    result = describe(run, work.segmenter) | found | dict(
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
-        images=len(samples),
+        images=len(images),
         seconds=round(seconds, 2),
-        images_per_second=round(len(samples) / seconds, 3) if seconds else None,
+        images_per_second=round(len(images) / seconds, 3) if seconds else 0.0,
     )
     folder = work_dir(job, run)
     write_result(result, folder)

@@ -33,6 +33,7 @@ from clearclip.weights import EMBEDDED
 NUMBERS = ("short_side", "crop", "stride", "logit_scale", "threshold", "area_threshold")
 REQUIRED = {"method", "backbone", "pretrained", "vocabulary", *NUMBERS}
 PROTOCOL = (*NUMBERS, "templates", "vocabulary")  # and the pipeline; who alters these has a protocol of their own
+SCORES = {"mIoU", "aAcc", "mAcc", "interval", "IoU"}  # what a result keeps by name
 INDICES = "test_dataloader.dataset.indices"  # which images of the data set count
 
 
@@ -211,7 +212,7 @@ def evaluate(
     if not main_process:
         return None
     record |= measured
-    result = Result(**{key: record[key] for key in Result.__annotations__})
+    result = Result(**{key: record[key] for key in Result.__annotations__ if key in record})
     work_dir = Path(work_dir or default_work_dir(run))
     write_result(result, work_dir)
     _write_config(run, work_dir / "config.py")
@@ -252,7 +253,11 @@ def _measure(run: Run, segmentor: OpenVocabSegmentor, show_dir, launcher: str) -
         mIoU=metrics["mIoU"],
         aAcc=metrics["aAcc"],
         mAcc=metrics["mAcc"],
+        interval=metrics["interval"],
         per_class_IoU=metrics["IoU"],
+        metrics={
+            name: value for name, value in metrics.items() if name not in SCORES and isinstance(value, int | float)
+        },
         images=images,
         seconds=round(seconds, 2),
         images_per_second=round(images / seconds, 3),

@@ -18,9 +18,12 @@ from torch import Tensor
 
 from clearclip.errors import UserError
 from clearclip.evaluation.loading import REMEDY
+from clearclip.evaluation.statistics import bootstrap
 from clearclip.segmenter import Segmenter
 from clearclip.visualize import overlay, sheet
 from clearclip.vocabulary import load_vocabulary
+
+METRIC_NAMES = {"mIoU", "mDice", "mFscore"}
 
 
 class AsLoaded(BaseDataPreprocessor):
@@ -81,8 +84,9 @@ class Unwrapped:
 class ClassIoUMetric(IoUMetric):
     """MMSeg's IoUMetric that also returns each class's IoU, and counts pixels in integers, on their device.
 
-    Returns mIoU, aAcc, mAcc in percent, the mean over classes that occur, and `IoU`, a dict by class name with
-    NaN for a class that is neither in the ground truth nor predicted.
+    Returns mIoU, aAcc, mAcc in percent, the mean over classes that occur; `interval`, half the width of mIoU's 95 %
+    interval over images; and `IoU`, a dict by class name with NaN for a class that is neither in the ground truth nor
+    predicted. `iou_metrics` may add mDice, and mFscore with mPrecision and mRecall.
 
     Raises UserError, naming the label map, for a label that is no class nor ignored and for a size that is not its
     image's; for scores that were not finite; and at the end where no pixel is labelled or an image is missing.
@@ -90,9 +94,12 @@ class ClassIoUMetric(IoUMetric):
 
     default_prefix = ""
 
-    def __init__(self, collect_device="gpu", **kwargs):
+    def __init__(self, iou_metrics: str | Sequence[str] = "mIoU", collect_device: str = "gpu", **kwargs):
+        names = [iou_metrics] if isinstance(iou_metrics, str) else iou_metrics
+        for name in set(names) - METRIC_NAMES:
+            raise ValueError(f"no metric {name!r} in iou_metrics; there are {', '.join(sorted(METRIC_NAMES))}")
         # "gpu" means: through the process group, GPU or not; "cpu" leaves a folder of pickles where we stand.
-        super().__init__(collect_device=collect_device, **kwargs)
+        super().__init__(iou_metrics=["mIoU", *names], collect_device=collect_device, **kwargs)
         self.unchecked: list[tuple[dict, Tensor]] = []
         self.size = 0
 
@@ -162,19 +169,18 @@ class ClassIoUMetric(IoUMetric):
         classes = [name.strip() for name in self.dataset_meta["classes"]]
         if len(results) < self.size:
             raise UserError(f"{len(results)} of {self.size} images were counted; let the sampler and loader give all")
-        counts = torch.from_numpy(np.sum(results, axis=0))
-        areas, ignored = counts[:-2].view(4, len(classes)), int(counts[-1])
-        self._check_truth(areas[3], ignored)
-        metrics = self.total_area_to_metrics(*areas.double(), self.metrics, self.nan_to_num, self.beta)
-        iou, accuracy = (torch.as_tensor(metrics[key]).double() * 100 for key in ("IoU", "Acc"))
-        return {
-            "mIoU": iou.nanmean().item(),
-            "aAcc": float(metrics["aAcc"]) * 100,
-            "mAcc": accuracy.nanmean().item(),
-            "IoU": dict(zip(classes, iou.tolist())),
-        }
+        counts = np.stack(results)
+        areas = counts[:, :-2].reshape(len(results), 4, len(classes))
+        self._check_truth(areas[:, 3].sum(axis=0), counts[:, -1].sum())
+        total = torch.from_numpy(areas.sum(axis=0)).double()
+        values = self.total_area_to_metrics(*total, self.metrics, self.nan_to_num, self.beta)
+        percent = {name: torch.as_tensor(value).double() * 100 for name, value in values.items()}
+        accuracy, iou = percent.pop("aAcc").item(), percent["IoU"]
+        means = {f"m{name}": value.nanmean().item() for name, value in percent.items()}
+        interval = bootstrap(areas).mIoU.half_width
+        return {**means, "aAcc": accuracy, "interval": interval, "IoU": dict(zip(classes, iou.tolist()))}
 
-    def _check_truth(self, truth: Tensor, ignored: int) -> None:
+    def _check_truth(self, truth: np.ndarray, ignored: int) -> None:
         """Raise UserError for label maps that cannot be what they were meant to be; `truth` [C] counts pixels."""
         if not truth.sum():
             raise UserError(f"no pixel has a label: the label maps hold nothing but the ignored {self.ignore_index}")
