@@ -275,6 +275,7 @@ def test_segmenter_uses_its_text_and_its_decoder(golden, tiny_backbone):
         Segmenter(method, tiny_backbone, area_threshold=0.1, **settings)(image, names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["voc21", "city_scapes"])
 def test_through_eval(name, tiny_folder, tmp_path, monkeypatch):
     make_benchmark(tmp_path, name)

@@ -204,6 +204,7 @@ def test_bad_files_are_user_errors(vit_weights, tmp_path):
         load_vision_model("test_vit", tmp_path / "damaged.safetensors")
 
 
+@pytest.mark.slow
 def test_through_eval(vit_weights, tmp_path, tiny_folder, monkeypatch):
     random = np.random.default_rng(0)
     for folder, shape, top in (("images", (40, 60, 3), 256), ("labels", (40, 60), 2)):

@@ -401,6 +401,7 @@ def test_a_hub_that_did_not_answer_may_answer_later(empty_hub_cache, monkeypatch
     assert asked == ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
 
 
+@pytest.mark.slow
 def test_a_failed_download_ends_a_program_without_a_traceback(tmp_path):
     command = [sys.executable, str(ROOT / "demo.py"), "--pretrained", "openai", "--device", "cpu"]
     environment = os.environ | {"HF_HOME": str(tmp_path), "CLEARCLIP_CACHE": str(tmp_path / "cache")}
