@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,12 @@ from clearclip.evaluation.run import (
     NUMBERS,
     SCORES,
     Run,
-    _describe,
-    _versions,
-    _write_config,
     backbone_settings,
     check_classes,
     default_work_dir,
+    describe,
+    versions,
+    write_config,
 )
 from clearclip.evaluation.shards import Shards, Share
 from clearclip.methods import METHODS
@@ -57,17 +56,19 @@ class Job:
         work_dirs: where each leaves its result; by default its own below work_dirs/.
         records: the folder of records.
         share: the part of the images that this process counts.
+        reports: whether it makes the results; of processes that a launcher started, one does.
+        awaited: the part whose images it waits for before it does, its own by default.
         fresh: count again what is counted already.
-        wait: whether this process waits for the others, to report.
-        show_dir: a folder for pictures of what was seen, or None.
+        show_dir: a folder for pictures of what was seen.
     """
 
     runs: Sequence[Run]
     work_dirs: Sequence[Path | None] = ()
     records: Path = RECORDS
     share: Share = field(default_factory=Share)
+    reports: bool = True
+    awaited: Share | None = None
     fresh: bool = False
-    wait: bool = False
     show_dir: Path | None = None
 
 
@@ -125,14 +126,18 @@ def _evaluate_pass(job: Job, one: Pass, backbone: Backbone, shards: Shards, prog
     for work in works:
         if work.error is not None:
             yield Outcome(work.run, error=work.error)
-            continue
-        if job.wait:
-            while work.ledger.missing(work.benchmark.samples):
-                time.sleep(POLL_SECONDS)
-        elif job.share.count > 1 and work.ledger.missing(work.benchmark.samples):
+        elif job.reports and _complete(job, one, work):
+            yield Outcome(work.run, result=finish(job, work))
+        else:
             yield Outcome(work.run)
-            continue
-        yield Outcome(work.run, result=finish(job, work))
+
+
+def _complete(job: Job, one: Pass, work: Work) -> bool:
+    """Whether all images of a run are counted, once those that are awaited are."""
+    if job.awaited:
+        while work.ledger.missing(one.samples(work.position, job.awaited)):
+            time.sleep(POLL_SECONDS)
+    return not work.ledger.missing(work.benchmark.samples)
 
 
 def _prepare(job: Job, one: Pass, backbone: Backbone, shards: Shards) -> tuple[list[Work], list[Outcome]]:
@@ -145,10 +150,9 @@ def _prepare(job: Job, one: Pass, backbone: Backbone, shards: Shards) -> tuple[l
             benchmark = one.benchmarks[position]
             segmenter = build_segmenter(run, backbone, made)
             queries = _queries(run, segmenter, texts)
-            meta = {"config": str(run.path), "versions": _versions()}
+            meta = {"config": str(run.path), "versions": versions()}
             ledger = shards.ledger(identity(run, segmenter, queries, benchmark), benchmark.classes, meta)
-            places = [picture.places.get(position) for picture in job.share.take(one.pictures)]
-            mine = [benchmark.samples[place] for place in places if place is not None]
+            mine = one.samples(position, job.share)
             if job.fresh:
                 ledger.clear(mine)
             missing = ledger.missing(mine)
@@ -270,7 +274,7 @@ def finish(job: Job, work: Work) -> Result:
     pixels = [image.size[0] * image.size[1] for image in images]
     found = measured(run, work.benchmark, work.ledger.confusions(samples), pixels)
     result = (
-        _describe(run, SimpleNamespace(segmenter=work.segmenter))
+        describe(run, work.segmenter)
         | found
         | dict(
             date=datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -281,7 +285,7 @@ def finish(job: Job, work: Work) -> Result:
     )
     folder = work_dir(job, run)
     write_result(result, folder)
-    _write_config(run, folder / "config.py")
+    write_config(run, folder / "config.py")
     return result
 
 
