@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import benchmark
-
 from clearclip.backbone import load_backbone
+
 from clearclip.decode import Decoder
 from clearclip.methods import create_method
 from clearclip.segmenter import Segmenter, read_image, resize_short

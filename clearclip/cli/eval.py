@@ -10,7 +10,7 @@ from clearclip.config import find_config, parse_options
 from clearclip.errors import UserError, program
 
 
-def parse_arguments(argv=None, prog=None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog, description="Evaluate a method on one benchmark and record the result.")
     parser.add_argument("config", nargs="?", help="voc20, sclip/voc20 or a config file")
     parser.add_argument("--config", "--datasets", dest="option", metavar="CONFIG", help="the same, as an option")
@@ -78,7 +78,7 @@ def _rank() -> int:
 
 
 @program
-def main(argv=None, prog=None):
+def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     arguments = parse_arguments(argv, prog)
     try:
         evaluate_one(arguments)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clearclip.evaluation.run import Run
 
 
-def parse_arguments(argv=None, prog=None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog, description="Evaluate methods on benchmarks and print one table.")
     parser.add_argument(
         "--methods", nargs="+", metavar="METHOD", default=["CLIP", "MaskCLIP", "SCLIP", "NACLIP", "ClearCLIP"],
@@ -105,15 +105,17 @@ def evaluate_all(runs: dict[str, list["Run"]], workbook: str) -> tuple[list["Res
             title = f"{run.config.benchmark.name}: {run.method}, {name}"
             print(title, file=sys.stderr)
             try:
-                results.append(evaluate(run, backbone=backbone))
-                append_results(results[-1:], workbook, saved_at=f"{default_work_dir(run)}/result.json")
+                result = evaluate(run, backbone=backbone)
+                assert result is not None  # this is the only process
+                results.append(result)
+                append_results([result], workbook, saved_at=f"{default_work_dir(run)}/result.json")
             except Exception as error:  # the other runs go on, whatever one meets
                 report(error, title)
     return results, failed
 
 
 @program
-def main(argv=None, prog=None):
+def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     arguments = parse_arguments(argv, prog)
     parse_options(arguments.cfg_options)
     config_paths(arguments.datasets or [], arguments.protocol)  # what needs no PyTorch is found at once

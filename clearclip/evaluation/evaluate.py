@@ -3,24 +3,41 @@
 import functools
 import hashlib
 import inspect
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
+from mmseg.registry import DATASETS, METRICS
 
 import clearclip
 from clearclip.backbones import Backbone, load_backbone
+from clearclip.evaluation.confusion import Confusions
+from clearclip.evaluation.datasets import building, check_dataset
 from clearclip.evaluation.passes import Benchmark, Pass, Work, evaluate, plan
 from clearclip.evaluation.progress import Progress
 from clearclip.evaluation.results import Result, write_result
-from clearclip.evaluation.run import Run, backbone_settings, default_work_dir, describe, open_benchmark, write_config
+from clearclip.evaluation.run import (
+    NUMBERS,
+    SCORES,
+    Run,
+    _describe,
+    _versions,
+    _write_config,
+    backbone_settings,
+    check_classes,
+    default_work_dir,
+)
 from clearclip.evaluation.shards import Shards, Share
-from clearclip.evaluation.statistics import bootstrap, scores
-from clearclip.methods import Method
-from clearclip.refine import Refinement
+from clearclip.methods import METHODS
+from clearclip.refine import REFINEMENTS
+from clearclip.registry import Choice, Registry
 from clearclip.segmenter import Segmenter
 from clearclip.text import Queries
 from clearclip.vocabulary import load_vocabulary
@@ -99,9 +116,7 @@ def evaluate_all(job: Job) -> Iterator[Outcome]:
     progress.close()
 
 
-def _evaluate_pass(
-    job: Job, one: Pass, backbone: Backbone, shards: Shards, progress: Progress
-) -> Iterator[Outcome]:
+def _evaluate_pass(job: Job, one: Pass, backbone: Backbone, shards: Shards, progress: Progress) -> Iterator[Outcome]:
     works, failed = _prepare(job, one, backbone, shards)
     yield from failed
     loader = one.runs[0].config.test_dataloader
@@ -130,7 +145,7 @@ def _prepare(job: Job, one: Pass, backbone: Backbone, shards: Shards) -> tuple[l
             benchmark = one.benchmarks[position]
             segmenter = build_segmenter(run, backbone, made)
             queries = _queries(run, segmenter, texts)
-            meta = {"config": str(run.path), "versions": versions()}
+            meta = {"config": str(run.path), "versions": _versions()}
             ledger = shards.ledger(identity(run, segmenter, queries, benchmark), benchmark.classes, meta)
             places = [picture.places.get(position) for picture in job.share.take(one.pictures)]
             mine = [benchmark.samples[place] for place in places if place is not None]
@@ -178,19 +193,29 @@ def measured(run: Run, benchmark: Benchmark, confusions: Confusions, pixels: Seq
     metric.dataset_meta = benchmark.dataset.metainfo
     areas = confusions.areas()
     ignored = np.array(pixels) - areas[:, 3].sum(axis=1)
-    rows = np.concatenate([areas.reshape(len(areas), -1), np.zeros((len(areas), 1), np.int64), ignored[:, None]], axis=1)
+    rows = np.concatenate(
+        [areas.reshape(len(areas), -1), np.zeros((len(areas), 1), np.int64), ignored[:, None]], axis=1
+    )
     metric.size = len(rows)
-    return named_scores(metric.compute_metrics(list(rows)))
+    found = metric.compute_metrics(list(rows))
+    others = {name: value for name, value in found.items() if name not in SCORES and isinstance(value, int | float)}
+    named = {name: found[name] for name in ("mIoU", "aAcc", "mAcc", "interval")}
+    return {**named, "per_class_IoU": found["IoU"], "metrics": others}
 
 
 def build_segmenter(run: Run, backbone: Backbone, made: dict[str, Any]) -> Segmenter:
-    """The segmenter of a run; `made` holds methods and refinements by their written form, for runs that share them."""
-    settings = {key: value for key, value in run.config.model.items() if key not in ("type", "vocabulary", "method")}
-    parts: tuple[Method, list[Refinement]] = made.get(run.method) or run.spec.create(backbone)
-    key = str(run.spec.method)
-    method = made.setdefault(key, parts[0])
-    made[run.method] = method, parts[1]
-    return Segmenter(method=method, refinements=parts[1], **settings | {"backbone": backbone})
+    """The segmenter of a run; `made` holds methods and refinements as they are written, for runs that share them."""
+
+    def create(registry: Registry[Any], choice: Choice[Any]) -> Any:
+        key = f"{registry.kind} {choice}"
+        if key not in made:
+            made[key] = registry.create(choice, backbone)
+        return made[key]
+
+    settings = {key: value for key, value in run.config.model.items() if key not in ("type", "vocabulary")}
+    method = create(METHODS, run.spec.method)
+    refinements = [create(REFINEMENTS, choice) for choice in run.spec.refinements]
+    return Segmenter(**settings | {"method": method, "refinements": refinements, "backbone": backbone})
 
 
 def _queries(run: Run, segmenter: Segmenter, texts: dict[str, Queries]) -> Queries:
@@ -231,12 +256,10 @@ def identity(run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchm
 def source_hash(types: tuple[type, ...] = ()) -> str:
     """SHA-256 of the package's source and of the files that define `types`: code that changed starts new records."""
     package = Path(clearclip.__file__).parent
-    files = {path for path in package.rglob("*.py") if path.parts[len(package.parts)] not in ("cli", "configs")}
+    files = {path for path in package.rglob("*.py") if path.relative_to(package).parts[0] not in ("cli", "configs")}
     files |= {Path(inspect.getfile(one)) for one in types if one.__module__ != "__main__"}
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+    digests = sorted(hashlib.sha256(path.name.encode() + path.read_bytes()).hexdigest() for path in files)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def finish(job: Job, work: Work) -> Result:
@@ -246,15 +269,19 @@ def finish(job: Job, work: Work) -> Result:
     seconds = sum(image.seconds or 0.0 for image in images)
     pixels = [image.size[0] * image.size[1] for image in images]
     found = measured(run, work.benchmark, work.ledger.confusions(samples), pixels)
-    result = describe(run, work.segmenter) | found | dict(
-        date=datetime.now().astimezone().isoformat(timespec="seconds"),
-        images=len(images),
-        seconds=round(seconds, 2),
-        images_per_second=round(len(images) / seconds, 3) if seconds else 0.0,
+    result = (
+        _describe(run, SimpleNamespace(segmenter=work.segmenter))
+        | found
+        | dict(
+            date=datetime.now().astimezone().isoformat(timespec="seconds"),
+            images=len(images),
+            seconds=round(seconds, 2),
+            images_per_second=round(len(images) / seconds, 3) if seconds else 0.0,
+        )
     )
     folder = work_dir(job, run)
     write_result(result, folder)
-    write_config(run, folder / "config.py")
+    _write_config(run, folder / "config.py")
     return result
 
 

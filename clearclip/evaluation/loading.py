@@ -24,7 +24,7 @@ class LoadImage(BaseTransform):
     that is no picture.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.said = torch.zeros(1, dtype=torch.bool).share_memory_()  # one for all workers of a loader
 
     def transform(self, results: dict) -> dict:

@@ -316,8 +316,8 @@ def _record(work: Work, picture: Picture, loaded: Loaded, counts: np.ndarray, se
     classes = len(work.benchmark.classes)
     if not counts[-1]:
         raise UserError(
-            f"{work.run.method} gives scores that are not finite for {sample.img_path}: use precision fp32, and weights "
-            "and options without NaN or infinity"
+            f"{work.run.method} gives scores that are not finite for {sample.img_path}: use precision fp32, and "
+            "weights and options without NaN or infinity"
         )
     if counts[-2]:
         raise UserError(_strange_label(work, sample))

@@ -156,7 +156,7 @@ def default_work_dir(run: Run) -> Path:
     return Path("work_dirs") / benchmark.protocol / benchmark.name / safe
 
 
-def _brief(value) -> str:
+def _brief(value: Any) -> str:
     """A number, a name or the stem of a path as it is, anything longer as its checksum."""
     text = Path(value).stem if isinstance(value, str) else str(value)
     return text if len(text) <= 24 else f"{zlib.crc32(text.encode()):08x}"
@@ -204,7 +204,7 @@ def evaluate(
     _join_processes(launcher)
     segmentor = build_segmentor(run, backbone or load_backbone(**backbone_settings(run)))
     with building(run):
-        record = _describe(run, segmentor)  # before the run, which it could cost
+        record = describe(run, segmentor.segmenter)  # before the run, which it could cost
     measured = _measure(run, segmentor, show_dir, launcher)
     main_process = is_main_process()
     if launcher != "none":
@@ -212,10 +212,10 @@ def evaluate(
     if not main_process:
         return None
     record |= measured
-    result = Result(**{key: record[key] for key in Result.__annotations__ if key in record})
+    result: Result = {key: record[key] for key in Result.__annotations__ if key in record}  # type: ignore[assignment]
     work_dir = Path(work_dir or default_work_dir(run))
     write_result(result, work_dir)
-    _write_config(run, work_dir / "config.py")
+    write_config(run, work_dir / "config.py")
     return result
 
 
@@ -237,7 +237,7 @@ def build_segmentor(run: Run, backbone: Backbone) -> OpenVocabSegmentor:
     return OpenVocabSegmentor(**settings | {"method": run.spec, "backbone": backbone})
 
 
-def _measure(run: Run, segmentor: OpenVocabSegmentor, show_dir, launcher: str) -> dict[str, Any]:
+def _measure(run: Run, segmentor: OpenVocabSegmentor, show_dir: str | Path | None, launcher: str) -> dict[str, Any]:
     """What of a result only the run can tell."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         with building(run):
@@ -264,7 +264,9 @@ def _measure(run: Run, segmentor: OpenVocabSegmentor, show_dir, launcher: str) -
     )
 
 
-def _build_runner(run: Run, segmentor: OpenVocabSegmentor, scratch: str, show_dir, launcher: str) -> Runner:
+def _build_runner(
+    run: Run, segmentor: OpenVocabSegmentor, scratch: str, show_dir: str | Path | None, launcher: str
+) -> Runner:
     config = run.config
     return Runner(
         model=segmentor,
@@ -284,7 +286,7 @@ def _build_runner(run: Run, segmentor: OpenVocabSegmentor, scratch: str, show_di
     )
 
 
-def _write_config(run: Run, path: Path) -> None:
+def write_config(run: Run, path: Path) -> None:
     """All settings of a run as a config that repeats it, and that knows what was altered."""
     benchmark = run.config.benchmark | ({"altered": run.altered} if run.altered else {})
     settings = {**run.config, "benchmark": benchmark}
@@ -303,10 +305,10 @@ def _test(runner: Runner) -> dict:
     raise UserError(message)
 
 
-def _describe(run: Run, segmentor: OpenVocabSegmentor) -> dict[str, Any]:
+def describe(run: Run, segmenter: Segmenter) -> dict[str, Any]:
     """All of a result that is known before the run."""
-    model, benchmark, segmenter = run.config.model, run.config.benchmark, segmentor.segmenter
-    backbone, text = segmenter.backbone, _text_source(run, segmentor)
+    model, benchmark = run.config.model, run.config.benchmark
+    backbone, text = segmenter.backbone, _text_source(run, segmenter.backbone)
     # Published numbers are those of OpenAI's weights, or of a copy of them, under the protocol as it stands.
     comparable = backbone.tag in ("openai", EMBEDDED) and text != "student" and not run.altered
     published = benchmark.get("published", {}).get(backbone.name, {}) if comparable else {}
@@ -336,10 +338,10 @@ def _describe(run: Run, segmentor: OpenVocabSegmentor) -> dict[str, Any]:
     )
 
 
-def _text_source(run: Run, segmentor: OpenVocabSegmentor) -> str:
+def _text_source(run: Run, backbone: Backbone) -> str:
     if run.config.model.get("text_embeddings"):
         return Path(run.config.model.text_embeddings).name
-    return "student" if segmentor.segmenter.backbone.text_stand_in else Path(run.config.model.templates).name
+    return "student" if backbone.text_stand_in else Path(run.config.model.templates).name
 
 
 def _device_name(device: torch.device) -> str:

@@ -4,17 +4,21 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import HOOKS, MODEL_WRAPPERS
+from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from mmseg.evaluation import IoUMetric
 from mmseg.models import BaseSegmentor
 from mmseg.registry import METRICS, MODELS
-from torch import Tensor
+from mmseg.structures import SegDataSample
+from PIL import Image
+from torch import Tensor, nn
 
 from clearclip.errors import UserError
 from clearclip.evaluation.loading import REMEDY
@@ -41,13 +45,13 @@ class OpenVocabSegmentor(BaseSegmentor):
     resizes the images. Those of a batch may differ in size.
     """
 
-    def __init__(self, vocabulary: str, **settings):
+    def __init__(self, vocabulary: str, **settings: Any):
         super().__init__(data_preprocessor=AsLoaded())
         self.segmenter = Segmenter(**settings)
         self.vocabulary = load_vocabulary(vocabulary)
         self.queries = self.segmenter.queries(self.vocabulary)
 
-    def predict(self, inputs, data_samples):
+    def predict(self, inputs: Sequence[Tensor], data_samples: Sequence[SegDataSample]) -> Sequence[SegDataSample]:
         """A list of BGR images [3, H, W], uint8, to its data samples with `pred_sem_seg` [1, H, W] set.
 
         Their `finite` says whether the scores were, a tensor that the metric reads when the device has come so far.
@@ -59,16 +63,16 @@ class OpenVocabSegmentor(BaseSegmentor):
             sample.set_metainfo({"finite": finite})
         return data_samples
 
-    def encode_decode(self, inputs, batch_data_samples):
+    def encode_decode(self, inputs: Any, batch_data_samples: Any) -> NoReturn:
         raise NotImplementedError("there is no decode head; use predict")
 
-    def extract_feat(self, inputs):
+    def extract_feat(self, inputs: Any) -> NoReturn:
         raise NotImplementedError("windows have features, images have not; see Segmenter.features")
 
-    def loss(self, inputs, data_samples):
+    def loss(self, inputs: Any, data_samples: Any) -> NoReturn:
         raise NotImplementedError("nothing here is trained")
 
-    def _forward(self, inputs, data_samples=None):
+    def _forward(self, inputs: Any, data_samples: Any = None) -> NoReturn:
         raise NotImplementedError("use predict")
 
 
@@ -76,7 +80,7 @@ class OpenVocabSegmentor(BaseSegmentor):
 class Unwrapped:
     """In place of DistributedDataParallel, which refuses a model without gradients."""
 
-    def __new__(cls, module):
+    def __new__(cls, module: nn.Module) -> nn.Module:  # type: ignore[misc]
         return module
 
 
@@ -94,12 +98,13 @@ class ClassIoUMetric(IoUMetric):
 
     default_prefix = ""
 
-    def __init__(self, iou_metrics: str | Sequence[str] = "mIoU", collect_device: str = "gpu", **kwargs):
+    def __init__(self, iou_metrics: str | Sequence[str] = "mIoU", collect_device: str = "gpu", **kwargs: Any):
         names = [iou_metrics] if isinstance(iou_metrics, str) else iou_metrics
         for name in set(names) - METRIC_NAMES:
             raise ValueError(f"no metric {name!r} in iou_metrics; there are {', '.join(sorted(METRIC_NAMES))}")
         # "gpu" means: through the process group, GPU or not; "cpu" leaves a folder of pickles where we stand.
         super().__init__(iou_metrics=["mIoU", *names], collect_device=collect_device, **kwargs)
+        self.results: list
         self.unchecked: list[tuple[dict, Tensor]] = []
         self.size = 0
 
@@ -206,7 +211,9 @@ class SaveOverlayHook(Hook):
         self.folder = Path(folder)
         self.said = False
 
-    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=()):
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[SegDataSample] = ()
+    ) -> None:
         dataset = runner.test_dataloader.dataset
         for image, sample in zip(data_batch["inputs"], outputs):
             inside = os.path.relpath(sample.img_path, dataset.data_prefix["img_path"])
@@ -218,10 +225,14 @@ class SaveOverlayHook(Hook):
                     print(f"no picture {path} ({error}); the evaluation goes on", file=sys.stderr)
                 self.said = True
 
-    def _save(self, image: Tensor, sample, names: Sequence[str], path: Path) -> None:
+    def _save(self, image: Tensor, sample: SegDataSample, names: Sequence[str], path: Path) -> None:
         """`image` is BGR [3, H, W], as it was loaded."""
         rgb = image.flip(0).permute(1, 2, 0).cpu().numpy()
         truth, labels = (s.data[0].cpu().numpy() for s in (sample.gt_sem_seg, sample.pred_sem_seg))
-        pictures = [rgb, overlay(rgb, truth, names), overlay(rgb, labels, names)]
+        shown: list[tuple[str, np.ndarray | Image.Image]] = [
+            ("image", rgb),
+            ("ground truth", overlay(rgb, truth, names)),
+            ("prediction", overlay(rgb, labels, names)),
+        ]
         path.parent.mkdir(parents=True, exist_ok=True)
-        sheet([list(zip(["image", "ground truth", "prediction"], pictures))]).save(path)
+        sheet([shown]).save(path)
