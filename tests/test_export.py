@@ -163,3 +163,12 @@ def test_a_segmenter_works_after_a_failed_export(make, tiny_folder, names_and_te
     segmenter = Segmenter("NACLIP", backbone, text_embeddings=names_and_text, short_side=80, crop=64, stride=32)
     image = picture(50, 70)
     assert np.array_equal(segmenter(image, NAMES).labels, make("NACLIP")(image, NAMES).labels)
+
+
+@pytest.mark.slow
+def test_proxyclip_exports_for_a_fixed_batch(tiny_folder, vit_weights):
+    """It takes one window after the other, so that the similarities of a fine grid never lie beside one another."""
+    module = Dense(load(tiny_folder), f"ProxyCLIP:vfm=test_vit,vfm_weights={vit_weights}")
+    program = export(module, (IMAGES,))
+    with torch.inference_mode():
+        assert_near(program.module()(IMAGES), module(IMAGES), 1e-6)
