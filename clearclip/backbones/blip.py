@@ -136,7 +136,7 @@ class BlipBackbone(OpenCLIPBackbone):
 
     def load_tokenizer(self) -> Callable[[list[str]], Tensor]:
         """BERT's tokenizer: a list of P prompts to token ids [P, L], padded to the longest, at most 35."""
-        from transformers import BertTokenizerFast
+        from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # an alias since 5.0, found lazily
 
         return functools.partial(_tokenize, BertTokenizerFast.from_pretrained(_find_tokenizer(self.checkpoint)))
 
