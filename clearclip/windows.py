@@ -89,14 +89,14 @@ def covering_shape(height: int, width: int, multiple: int, least: int) -> tuple[
     return rows, columns
 
 
-def average(features: Tensor, plan: Plan, cell: int) -> Tensor:
-    """Features of all windows [n·m, h, w, C] to those of the image [h', w', C], averaged where windows overlap.
+def average(features: Tensor, plan: Plan, patch: int, ratio: int = 1) -> Tensor:
+    """Features of all windows [n·m, h, w, C] to those of the image [h', w', C], averaged where they overlap, float32.
 
-    One position covers `cell` pixels. Windows start at multiples of it, so that their positions coincide and nothing
-    is interpolated.
+    A patch has ratio × ratio positions. Windows start at multiples of the patch, in pixels, so that positions of
+    several coincide and nothing is interpolated.
     """
     height, width = features.shape[1:3]
-    tops, lefts = ([start // cell for start in axis.starts] for axis in (plan.rows, plan.columns))
+    tops, lefts = ([start // patch * ratio for start in axis.starts] for axis in (plan.rows, plan.columns))
     total = features.new_zeros(tops[-1] + height, lefts[-1] + width, features.shape[-1], dtype=torch.float32)
     count = torch.zeros_like(total[..., :1])
     for (top, left), window in zip(itertools.product(tops, lefts), features):
