@@ -99,9 +99,7 @@ def evaluate_all(job: Job) -> Iterator[Outcome]:
     progress.close()
 
 
-def _evaluate_pass(
-    job: Job, one: Pass, backbone: Backbone, shards: Shards, progress: Progress
-) -> Iterator[Outcome]:
+def _evaluate_pass(job: Job, one: Pass, backbone: Backbone, shards: Shards, progress: Progress) -> Iterator[Outcome]:
     works, failed = _prepare(job, one, backbone, shards)
     yield from failed
     loader = one.runs[0].config.test_dataloader
@@ -207,11 +205,15 @@ def finish(job: Job, work: Work) -> Result:
     """The result of a run all of whose images are counted; also written into its work dir."""
     run, samples = work.run, work.benchmark.samples
     seconds = work.ledger.seconds(samples)
-    result = describe(run, work.segmenter) | measured(run, work.benchmark, work.ledger.confusions(samples)) | dict(
-        date=datetime.now().astimezone().isoformat(timespec="seconds"),
-        images=len(samples),
-        seconds=round(seconds, 2),
-        images_per_second=round(len(samples) / seconds, 3) if seconds else None,
+    result = (
+        describe(run, work.segmenter)
+        | measured(run, work.benchmark, work.ledger.confusions(samples))
+        | dict(
+            date=datetime.now().astimezone().isoformat(timespec="seconds"),
+            images=len(samples),
+            seconds=round(seconds, 2),
+            images_per_second=round(len(samples) / seconds, 3) if seconds else None,
+        )
     )
     folder = work_dir(job, run)
     write_result(result, folder)

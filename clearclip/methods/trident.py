@@ -184,9 +184,12 @@ class SAMAttention:
             for query, key in zip(attn.q_norm(q), attn.k_norm(k)):
                 logits = attn.scale * query @ key.T
                 if attn.use_rel_pos:
-                    logits = logits + get_decomposed_rel_pos_bias(
-                        query[None], attn.rel_pos_h, attn.rel_pos_w, (grid, grid), (grid, grid)
-                    )[0]
+                    logits = (
+                        logits
+                        + get_decomposed_rel_pos_bias(
+                            query[None], attn.rel_pos_h, attn.rel_pos_w, (grid, grid), (grid, grid)
+                        )[0]
+                    )
                 yield inside(inside(logits).float().softmax(dim=-1).T).T
 
         return heads(), v.unflatten(1, (grid, grid))[:, :height, :width]

@@ -246,7 +246,9 @@ def mask_operators(
     """
     up = resize_matrix(mask_side, side)
     rows, columns = (
-        (torch.eye(target) if size == target else resize_matrix(size, target)) @ resize_matrix(length, size) @ up[:length]
+        (torch.eye(target) if size == target else resize_matrix(size, target))
+        @ resize_matrix(length, size)
+        @ up[:length]
         for length, size, target in zip(inside, given, shape)
     )
     return rows, columns
