@@ -115,8 +115,11 @@ class Segmenter:
         self.method, own = (method, []) if isinstance(method, Method) else method.create(backbone)
         self.refinements = [*own, *refinements]
         self.of_features = tuple(refinement for refinement in self.refinements if refinement.sees_features)
-        if self.of_features:
-            check_scores_features(self.method, self.of_features[0])
+        if self.of_features and not scores_features(self.method):
+            raise UserError(
+                f"{type(self.of_features[0]).__name__} refines features, of which {type(self.method).__name__} does "
+                "not make its scores; use it after another method, such as ClearCLIP"
+            )
         self.device = backbone.device
         self.templates = templates
         if text_embeddings is not None and not isinstance(text_embeddings, TextEmbeddings):
@@ -274,12 +277,12 @@ class Segmenter:
         return self.method.sees_images or bool(self.of_features)
 
     def _look_at(self, view: View, queries: Queries, features: bool) -> "Dense":
-        if self.of_features:
-            refined = check_features(self.method, self.method.image_features(view)).float()
+        if scores_features(self.method):
+            seen = check_features(self.method, self.method.image_features(view)).float()
             for refinement in self.of_features:
-                refined = refinement.features(view, refined)
-            unit = F.normalize(refined, dim=-1)
-            return Dense(similarity(unit[None], queries.for_scores)[0], unit if features else None, whole=True)
+                seen = refinement.features(view, seen)
+            scores = similarity(seen[None], queries.for_scores)[0]
+            return Dense(scores, F.normalize(seen, dim=-1) if features else None, whole=True)
         scores = check_scores(self.method, self.method.image_scores(view, queries.for_scores), (len(queries.text),))
         if not features:
             return Dense(scores, None, whole=True)
@@ -369,14 +372,10 @@ def check_finite(method: Method, finite: bool) -> None:
         )
 
 
-def check_scores_features(method: Method, refinement: Refinement) -> None:
-    """Raise UserError where a method's scores are not made of features, which a refinement is to refine."""
+def scores_features(method: Method) -> bool:
+    """Whether a method's scores are nothing but the cosine of its features and the text."""
     cls = type(method)
-    if cls.scores is not Method.scores or cls.image_scores is not Method.image_scores:
-        raise UserError(
-            f"{type(refinement).__name__} refines features, of which {cls.__name__} does not make its scores; use it "
-            "after another method, such as ClearCLIP"
-        )
+    return cls.scores is Method.scores and cls.image_scores is Method.image_scores
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder to work in: the data of VOC, embeddings of its names, timm's smallest ViT, and a tiny SAM in two forms."""
+    """A folder to work in: the data of VOC, embeddings of its names, timm's smallest ViT, a tiny SAM in two forms."""
     folder = tmp_path_factory.mktemp("methods")
     make_benchmark(folder / "data", "voc21")
     torch.manual_seed(0)
@@ -66,7 +66,7 @@ def evaluate(tiny_folder, tmp_path):
     def evaluate(config, *arguments, side, batch_size=4, **settings):
         main([
             str(CONFIGS / f"{config}.py"), "--backbone", f"local-dir:{tiny_folder}", *arguments,
-            "--work-dir", str(tmp_path), "--results", str(tmp_path / "results.xlsx"), "--cfg-options",
+            "--fresh", "--work-dir", str(tmp_path), "--results", str(tmp_path / "results.xlsx"), "--cfg-options",
             f"model.short_side={side}", f"test_dataloader.batch_size={batch_size}",
             "test_dataloader.num_workers=0", "model.device=cpu",
             *(f"model.{key}={value}" for key, value in settings.items()),

@@ -1,6 +1,7 @@
 """C-RADIOv3 as a backbone: tiny random networks, against the words of the architecture written out with timm's ViT."""
 
 import argparse
+import itertools
 import math
 
 import pytest
@@ -8,15 +9,19 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from tiny_sam import tiny_sam
 from torch import nn
 from transformers import SiglipTextConfig, SiglipTextModel
 
+from clearclip.attention import self_correlating_output
 from clearclip.backbones import load_backbone
 from clearclip.backbones.radio import TEXT_FOLDER, canonical, cut_position_embedding
 from clearclip.errors import UserError
 from clearclip.methods import list_methods
+from clearclip.refine.sam import SAM
 from clearclip.segmenter import Segmenter
 from clearclip.text import TextEmbeddings, encode_prompts
+from clearclip.view import normalise
 
 WIDTH, GRID, TOKENS, DIM = 128, 8, 3, 24
 
@@ -134,20 +139,19 @@ def test_features(radio, state, shape):
 def test_forms_of_files(radio, state, tmp_path):
     """RADIO's own pickle with its arguments, and transformers' names."""
     torch.save({"state_dict": state, "args": argparse.Namespace(teachers=[{"name": "clip"}])}, tmp_path / "own.pth.tar")
-    renamed = {}
-    for name, value in state.items():
-        name = name.replace("base_model.", "radio_model.model.").replace(
-            "_heads.siglip2-g", "radio_model.adaptors.siglip2-g.head_mlp"
-        )
-        renamed[name] = value
+    ours = "radio_model.adaptors.siglip2-g.head_mlp"
+    renamed = {
+        name.replace("base_model.", "radio_model.model.").replace("_heads.siglip2-g", ours): value
+        for name, value in state.items()
+    }
     save_file(renamed, tmp_path / "hub.safetensors")
     images = torch.randn(1, 3, 32, 48)
     expected = radio.project(radio.trunk(images).tokens())
     for name in ("own.pth.tar", "hub.safetensors"):
         other = load_backbone("C-RADIOv3-B", str(tmp_path / name), device="cpu", precision="fp32")
         assert torch.equal(other.project(other.trunk(images).tokens()), expected)
-    with pytest.raises(UserError, match=r"own.pth.tar|hub.safetensors.* has no head for SAM"):
-        other.visual.sam_head = None
+    other.visual.sam_head = None
+    with pytest.raises(UserError, match=r"hub.safetensors has no head for SAM"):
         other.sam_features(expected)
 
 
@@ -207,7 +211,7 @@ def test_wrong_files(state, tmp_path):
 
     with pytest.raises(UserError, match=r"C-RADIOv3-B.nvidia.safetensors"):
         load()
-    with pytest.raises(UserError, match="missing.pth does not exist"):
+    with pytest.raises(UserError, match=r"missing.pth does not exist"):
         load("missing.pth")
     with pytest.raises(UserError, match="no weights 'laion' for C-RADIOv3-B"):
         load("laion")
@@ -231,3 +235,44 @@ def test_every_method(method, radio):
     segmenter = Segmenter(method, radio, text_embeddings=embeddings, short_side=80, crop=64, stride=32)
     image = torch.randint(256, (3, 70, 90), dtype=torch.uint8)
     assert segmenter(image, list("abcd")).labels.shape == (70, 90)
+
+
+@pytest.fixture(scope="module")
+def sam_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sam")
+    torch.manual_seed(0)
+    tiny_sam().save_pretrained(folder)
+    return folder
+
+
+def test_its_features_for_sam(radio, sam_folder):
+    """RADSeg+: of an image whose long side SAM's square has, those of the whole image, and 0 below it."""
+    refinement = SAM(radio, model=str(sam_folder), encoder="own")
+    image = torch.randint(256, (3, 40, 64), dtype=torch.uint8)  # 4 columns and int(2.5) rows
+    features = refinement.own_features(image)
+    assert features.shape == (4, 4, 32)
+    pixels = F.interpolate(normalise(image, radio)[None], size=(32, 64), mode="bilinear")
+    states = radio.final_norm(self_correlating_output(radio.trunk(pixels))[:, TOKENS:])
+    close(features[:2], radio.sam_features(states)[0].unflatten(0, (2, 4)))
+    assert not features[2:].any()
+    embedding = refinement.network.through_neck(features)
+    assert embedding.shape == refinement.network.encode(image).shape
+
+
+def test_radseg_plus(radio, sam_folder):
+    torch.manual_seed(0)
+    embeddings = TextEmbeddings(tuple("abcd"), torch.randn(4, DIM))
+    image = torch.randint(256, (3, 70, 90), dtype=torch.uint8)
+    rules = "coarse_threshold=0,minimal_area=4,iou_threshold=-99"
+    scores = []
+    for encoder in ("", "+SAM:encoder=own,", "+SAM:encoder=sam,"):
+        spec = f"RADSeg:denoise=0{encoder and f'{encoder}model={sam_folder},{rules}'}"
+        segmenter = Segmenter(spec, radio, text_embeddings=embeddings, short_side=80, crop=64, stride=32)
+        scores.append(segmenter(image, list("abcd"), scores=True).scores)
+    assert all((one != other).any() for one, other in itertools.combinations(scores, 2))
+
+
+def test_another_sam(radio, sam_folder):
+    refinement = SAM(radio, model=str(sam_folder), encoder="own")
+    with pytest.raises(UserError, match="features for SAM are 7 wide and this SAM's are 32"):
+        refinement.network.through_neck(torch.zeros(4, 4, 7))

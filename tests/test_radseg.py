@@ -13,7 +13,6 @@ from torch import nn
 from clearclip import windows
 from clearclip.attention import self_correlating_output
 from clearclip.backbones.radio import RadioBlock
-from clearclip.errors import UserError
 from clearclip.methods import similarity
 from clearclip.methods.radseg import RADSeg
 from clearclip.refine.scga import aggregate

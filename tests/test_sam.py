@@ -3,11 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from tiny_sam import tiny_sam
 
 from clearclip.errors import UserError
-from clearclip.refine.sam import Rules, SAMNetwork, find_regions, load_sam, redraw, to_square
+from clearclip.refine.sam import Rules, SAMNetwork, find_regions, load_sam, redraw
 
 CASES = {  # coarse threshold, minimal area, IoU threshold, size that SAM was given
     "all_pass": (0.2, 30, 0.8, (96, 144)),
@@ -117,7 +116,7 @@ def test_networks_own_preprocessing(folder, image):
     processor = SamImageProcessor(size=size, pad_size=pad)
     expected = processor(image.permute(1, 2, 0).numpy(), return_tensors="pt")["pixel_values"][0]
     network = SAMNetwork(load_sam(str(folder)), torch.device("cpu"), torch.float32)
-    ours = to_square(image, 64, network.mean, network.std, torch.device("cpu"))
+    ours = network.square(image, expected)
     assert (ours - expected).abs().max() < 1.5 / 255 / 0.224  # one level: another implementation of the same resize
 
 
@@ -170,5 +169,5 @@ def test_wrong_options(make, folder, more, said):
 def test_no_weights(make, tmp_path):
     with pytest.raises(UserError, match=r"SAM vit_b cannot be had .* fill its cache"):
         make("ClearCLIP+SAM")
-    with pytest.raises(UserError, match="model.safetensors"):
+    with pytest.raises(UserError, match=r"model.safetensors"):
         make(f"ClearCLIP+SAM:model={tmp_path}")

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from clearclip.errors import UserError
 from clearclip.refine import Refinement
-from clearclip.refine.scga import aggregate
+from clearclip.refine.scga import SCGA, aggregate
+from clearclip.segmenter import look_together
 from clearclip.vocabulary import Vocabulary
 
 NAMES = list("abcdefg")
@@ -85,3 +86,16 @@ def test_kinds_act_in_their_order(make, tiny_backbone, image):
     assert seen[2:] == [("features", (5, 6, 48)), ("maps", (70, 90)), ("labels", (70, 90), (7, 70, 90))]
     assert np.array_equal(refined.labels, (plain.labels + 1) % 7)
     assert np.array_equal(refined.scores, plain.scores[::-1])
+
+
+def test_one_pass_for_several(make, image):
+    """With and without, on one trunk: what each gives alone."""
+    method = make().method
+    plain, refined = (make(method, refinements=r) for r in ((), [SCGA(method.backbone)]))
+    queries = plain.queries(Vocabulary.of(NAMES))
+    views = [plain.view(image)]
+    together = look_together([(plain, queries), (refined, queries)], views)
+    for segmenter, (dense,) in zip((plain, refined), together):
+        alone = segmenter.look([segmenter.view(image)], queries)[0]
+        assert torch.equal(dense.scores, alone.scores)
+        assert dense.whole == (segmenter is refined)

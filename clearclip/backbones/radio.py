@@ -1,4 +1,4 @@
-"""C-RADIOv3 (Heinrich et al., CVPR 2025, arXiv 2412.07679) as a backbone: one ViT taught by several, SigLIP2 among them.
+"""C-RADIOv3 (Heinrich et al., CVPR 2025, arXiv 2412.07679) as a backbone: a ViT that SigLIP2, among others, taught.
 
 Its head for SigLIP2's summary reads patches as well, and SigLIP2's text tower names what it sees (RADSeg, arXiv
 2511.19704). The weights (NVIDIA Open Model Licence) are read as data: no code of theirs runs.
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerScale
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 
@@ -31,6 +30,7 @@ FILES = {name: f"{name.lower().replace('radiov3', 'radio_v3')}_half.pth.tar" for
 TEXT_MODEL = "google/siglip2-giant-opt-patch16-384"
 TEXT_FOLDER = "siglip2-text"  # beside the weights
 MAX_TOKENS = 64  # of a prompt; shorter ones are padded, as SigLIP2 was trained
+PARTS = ("embedder.", "patch_normalizer.", "blocks.", "norm.", "feature_normalizer.")
 TEACHERS = {"text": "siglip2", "sam": "sam"}  # whose heads are read
 HEAD_KINDS = {"text": ("_heads", "head_mlp"), "sam": ("_feature_projections", "feat_mlp")}
 
@@ -128,7 +128,7 @@ class ImageTower(nn.Module):
         depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
         heads = 16 if width == 1280 else width // 64  # the ViT-H has wider ones
         ratio = state["blocks.0.mlp.fc1.weight"].shape[0] / width
-        norm = functools.partial(nn.LayerNorm, eps=1e-6)
+        norm: Any = functools.partial(nn.LayerNorm, eps=1e-6)
         self.patch_size, self.width = math.isqrt(pixels // 3), width
         self.embedder = nn.Linear(pixels, width, bias=False)
         self.pos_embed = nn.Parameter(torch.empty(state["pos_embed"].shape))  # [1, G·G, D]
@@ -151,7 +151,7 @@ def _head(state: dict[str, Tensor], prefix: str) -> Any:
 
 
 class RadioBackbone(Backbone):
-    """C-RADIOv3. All its patches may be read by the head that SigLIP2's summary taught it: the joint space is SigLIP2's.
+    """C-RADIOv3. Its patches are read by the head that SigLIP2's summary taught it: the joint space is SigLIP2's.
 
     Its position embedding is that of a large square, resampled bilinearly to the longer side and cut to the other.
     """
@@ -222,7 +222,7 @@ class RadioBackbone(Backbone):
         return self.visual.text_head(states)
 
     def sam_features(self, states: Tensor) -> Tensor:
-        """Normed patches [..., D] as the features that SAM's neck reads, [..., D']. UserError where no head makes them."""
+        """Normed patches [..., D] as what SAM's neck reads, [..., D']. Raises UserError where no head makes that."""
         if self.visual.sam_head is None:
             raise UserError(f"{self.checkpoint.path} has no head for SAM; use the refinement SAM with its own encoder")
         return self.visual.sam_head(states)
@@ -231,7 +231,7 @@ class RadioBackbone(Backbone):
         from transformers import SiglipTextModel
 
         source = self.checkpoint.config["text_model"]
-        options = {"local_files_only": _is_local(source), "use_safetensors": True}
+        options: dict[str, Any] = {"local_files_only": _is_local(source), "use_safetensors": True}
         tower = _from_hub(self.checkpoint, lambda: SiglipTextModel.from_pretrained(source, **options)).float()
         if tower.config.projection_size != self.dim:
             raise UserError(
@@ -300,16 +300,14 @@ def image_state(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     own = {}
     for name, value in state.items():
         name = name.removeprefix("patch_generator.").replace("cls_token.token", "cls_token")
-        if name.startswith(("embedder.", "patch_normalizer.", "blocks.", "norm.", "feature_normalizer.")):
-            own[name] = value
-        elif name in ("pos_embed", "cls_token"):
+        if name in ("pos_embed", "cls_token") or name.startswith(PARTS):
             own[name] = value
     for kind, teacher in TEACHERS.items():
         own |= {f"{kind}_head.{name}": value for name, value in _teacher_head(state, kind, teacher).items()}
     if not any(name.startswith("text_head.") for name in own):
         raise UserError(
-            f"{path} has no head that is named for SigLIP2, which reads text; use a checkpoint with its teachers' heads "
-            "(_heads.siglip2-g.… or adaptors.siglip2-g.head_mlp.…)"
+            f"{path} has no head that is named for SigLIP2, which reads text; use a checkpoint with the heads for its "
+            "teachers (_heads.siglip2-g.… or adaptors.siglip2-g.head_mlp.…)"
         )
     return own
 
@@ -332,8 +330,8 @@ def _find_weights(arch: str) -> Path:
     except Exception as error:  # the library raises whatever its transport raised
         raise UserError(
             f"the weights of {arch} ({REPOSITORIES[arch]}) could not be downloaded: give the path of a copy as "
-            f"--pretrained, or put it into a folder named by $CLEARCLIP_WEIGHTS as {arch}.nvidia.safetensors (or .pth), "
-            "or fill the hub's cache on a machine that reaches it"
+            f"--pretrained, or put it into a folder named by $CLEARCLIP_WEIGHTS as {arch}.nvidia.safetensors (or "
+            ".pth), or fill the hub's cache on a machine that reaches it"
         ) from error
 
 

@@ -56,7 +56,8 @@ class RADSeg(Method):
         multiple = plan.stride if plan.crop else patch
         if multiple % patch:
             raise UserError(f"RADSeg needs a stride that is a multiple of the patch, {patch}, not {multiple}")
-        view = view.stretched(*covering_shape(*view.image.shape[1:], multiple, plan.crop))
+        height, width = view.image.shape[1:]
+        view = view.stretched(*covering_shape(height, width, multiple, plan.crop))
         return average(torch.cat([self.states(trunk) for trunk in view.trunks]), view.plan, patch)
 
     def states(self, trunk: Trunk) -> Tensor:
@@ -124,6 +125,6 @@ def _bands(maps: Maps) -> Iterator[Tensor]:
 
 register(
     "RADSeg", RADSeg,
-    "a second attention from the first one's output; stitched features averaged over the image; unlikely classes dropped",
+    "a second attention made of the first's output; stitched features averaged over the image; no unlikely classes",
     "arXiv 2511.19704, 2025",
 )  # fmt: skip

@@ -10,6 +10,7 @@ Not run with SAM's real weights: every step agrees with an independent implement
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from clearclip.backbones import Backbone
 from clearclip.errors import UserError
 from clearclip.methods import Method, register
 from clearclip.methods.proxyclip import Eyes
-from clearclip.refine.sam import fit, rounded_up, to_square
+from clearclip.refine.sam import Square, fit, rounded_up
 from clearclip.trunk import Trunk
 from clearclip.view import View
 from clearclip.vision import build_timm
@@ -68,8 +69,8 @@ class Trident(Method):
         patch, plan = self.backbone.patch_size, view.plan
         if plan.crop and plan.stride % patch:
             raise UserError(f"Trident needs a stride that is a multiple of the patch, {patch}, not {plan.stride}")
-        shape = covering_shape(*view.image.shape[1:], patch, plan.crop)
-        features = self.spliced(view.stretched(*shape))  # [h, w, D]
+        height, width = view.image.shape[1:]
+        features = self.spliced(view.stretched(*covering_shape(height, width, patch, plan.crop)))  # [h, w, D]
         image = rounded_up(view.original, patch)
         half = image.shape[2] // 2
         parts = [image[:, :, :half], image[:, :, half:]] if self.halves else [image]
@@ -148,51 +149,45 @@ class SAMAttention:
     """The last block of SAM's image encoder, through timm: what it attends to in an image, and its values."""
 
     def __init__(self, backbone: Backbone, name: str, weights: str | None = None):
-        from timm.models.vision_transformer_sam import VisionTransformerSAM
+        from timm.models.vision_transformer_sam import VisionTransformerSAM, get_rel_pos
 
         model = build_timm(name, weights, option="sam_weights")
-        if not isinstance(model, VisionTransformerSAM) or model.blocks[-1].window_size:
+        global_attention = isinstance(model, VisionTransformerSAM) and not model.blocks[-1].window_size
+        if not global_attention:
             raise UserError(f"{name} is no SAM image encoder; give one of timm's, such as samvit_base_patch16.sa1b")
-        self.read(model, backbone.device, backbone.dtype)
-
-    def read(self, model, device: torch.device, dtype: torch.dtype) -> None:
-        """Take timm's network as it is."""
-        self.device, self.dtype = device, dtype
-        self.model = model.to(device, dtype).eval().requires_grad_(False)
-        self.patch = model.patch_embed.patch_size[0]
-        self.side = model.pos_embed.shape[1] * self.patch
-        self.mean, self.std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+        self.model: Any = model.to(backbone.device, backbone.dtype).eval().requires_grad_(False)
+        self.patch, self.grid = model.patch_embed.patch_size[0], model.pos_embed.shape[1]
+        self.square = Square(self.grid * self.patch, model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+        attn = model.blocks[-1].attn
+        self.relative = [get_rel_pos(self.grid, self.grid, axis) for axis in (attn.rel_pos_h, attn.rel_pos_w)]
 
     def __call__(self, image: Tensor) -> Seen:
-        """An image [3, H, W], uint8, to attention [N, N] of each head, one after the other, and values [heads, h, w, d].
+        """An image [3, H, W], uint8, to attention [N, N], head after head, and values [heads, h, w, d].
 
         h and w are the patches that the image fills of SAM's square. Rows sum to less than 1: what a patch attends to
         outside of the image is not made up for.
         """
-        from timm.models.vision_transformer_sam import get_decomposed_rel_pos_bias
-
         model, attn = self.model, self.model.blocks[-1].attn
-        pixels = to_square(image, self.side, self.mean, self.std, self.device).to(self.dtype)
-        x = model.norm_pre(model.patch_embed(pixels[None]) + model.pos_embed)  # [1, G, G, D]
-        x = model.blocks[-1].norm1(model.blocks[:-1](x)).flatten(1, 2)  # [1, G·G, D]
-        q, k, v = attn.qkv(x)[0].unflatten(-1, (3, attn.num_heads, -1)).permute(1, 2, 0, 3)  # each [heads, G·G, d]
-        grid = self.side // self.patch
-        height, width = (side // self.patch for side in fit(image.shape[1:], self.side))
-        inside = functools.partial(_inside, grid=grid, height=height, width=width)
+        tokens = model.patch_embed(self.square(image, attn.qkv.weight)[None]) + model.pos_embed  # [1, G, G, D]
+        tokens = model.blocks[-1].norm1(model.blocks[:-1](model.norm_pre(tokens))).flatten(1, 2)  # [1, G·G, D]
+        q, k, v = attn.qkv(tokens)[0].unflatten(-1, (3, attn.num_heads, -1)).permute(1, 2, 0, 3)  # [heads, G·G, d]
+        height, width = (side // self.patch for side in fit(image.shape[1:], self.square.side))
+        inside = functools.partial(_inside, grid=self.grid, height=height, width=width)
 
         def heads() -> Iterator[Tensor]:
-            for query, key in zip(attn.q_norm(q), attn.k_norm(k)):
-                logits = attn.scale * query @ key.T
-                if attn.use_rel_pos:
-                    logits = (
-                        logits
-                        + get_decomposed_rel_pos_bias(
-                            query[None], attn.rel_pos_h, attn.rel_pos_w, (grid, grid), (grid, grid)
-                        )[0]
-                    )
+            for query, key in zip(q, k):
+                logits = attn.scale * query @ key.T + self.position(query)
                 yield inside(inside(logits).float().softmax(dim=-1).T).T
 
-        return heads(), v.unflatten(1, (grid, grid))[:, :height, :width]
+        return heads(), v.unflatten(1, (self.grid, self.grid))[:, :height, :width]
+
+    def position(self, query: Tensor) -> Tensor:
+        """What a head's queries [G·G, d] add to the logits [G·G, G·G] for the rows and columns between two patches."""
+        square = query.unflatten(0, (self.grid, self.grid))  # [G, G, d]
+        rows, columns = self.relative  # [G, G, d]
+        down = torch.einsum("yxd,ytd->yxt", square, rows)
+        across = torch.einsum("yxd,xtd->yxt", square, columns)
+        return (down[..., :, None] + across[..., None, :]).flatten(2).flatten(0, 1)
 
 
 def _inside(rows: Tensor, grid: int, height: int, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Labels redrawn by the Segment Anything Model: the refinement of Trident (arXiv 2411.09219) and of RADSeg+ (2511.19704).
+"""Labels redrawn by Segment Anything: the refinement of Trident (arXiv 2411.09219) and of RADSeg+ (2511.19704).
 
 Every connected region of a label is a prompt for SAM (Kirillov et al., ICCV 2023, arXiv 2304.02643): its box, its most
 probable pixel, and the probabilities of its class. The masks that come back, those that SAM itself trusts, decide which
@@ -29,6 +29,7 @@ from clearclip.weights import hub_answers
 from clearclip.windows import resize_matrix
 
 MODELS = {"vit_b": "facebook/sam-vit-base", "vit_l": "facebook/sam-vit-large", "vit_h": "facebook/sam-vit-huge"}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what SAM's images are normalised by
 MASK_SCALE = 0.005  # of probabilities, where SAM expects the logits of a mask
 NONE = -1  # the label of what no class is likely enough to be
 
@@ -82,7 +83,7 @@ class SAM(Refinement):
             return network.decode(embedding, points, boxes, mask)
 
         given = (image.shape[1], image.shape[2])
-        return redraw(labels, probabilities, decode, self.rules, given, network.side, network.mask_side)
+        return redraw(labels, probabilities, decode, self.rules, given, network.square.side, network.mask_side)
 
     def own_features(self, image: Tensor) -> Tensor:
         """The RADIO backbone's features for SAM of an image [3, H, W], uint8, whole, on SAM's grid: [G, G, D'].
@@ -90,7 +91,7 @@ class SAM(Refinement):
         Its last block has RADSeg's self-correlating attention. Below and to the right of the image they are 0.
         """
         backbone: Any = self.backbone
-        side, patch = self.network.side, backbone.patch_size
+        side, patch = self.network.square.side, backbone.patch_size
         grid, longer = side // patch, max(image.shape[1:])
         shape = [max(1, length * grid // longer) * patch for length in image.shape[1:]]
         pixels = F.interpolate(normalise(image, backbone)[None], size=shape, mode="bilinear")
@@ -154,6 +155,7 @@ def redraw(
     zoom = np.array([new / old for new, old in zip(fit(half, side), half)][::-1])  # of columns, of rows
     points = torch.from_numpy(regions.points * zoom).float().to(device)
     boxes = torch.from_numpy(regions.boxes * np.tile(zoom, 2)).float().to(device)
+    index = torch.from_numpy(regions.index).to(device)  # [h, w]
     rows, columns = (
         axis.to(device) for axis in mask_operators(given, (height, width), fit(given, side), side, mask_side)
     )
@@ -167,15 +169,17 @@ def redraw(
             best = torch.maximum(best, torch.where(ok, rows @ logit @ columns.T, -torch.inf))
         worth[label] = torch.where(best > 0, best.sigmoid() * probabilities[label], 0)
         trusted.append(sure)
-    return _decide(labels, probabilities, worth, regions, torch.cat(trusted))
+    return _decide(labels, probabilities, worth, index, torch.cat(trusted))
 
 
 def _decide(
-    labels: Tensor, probabilities: Tensor, worth: Tensor, regions: Regions, trusted: Tensor
+    labels: Tensor, probabilities: Tensor, worth: Tensor, index: Tensor, trusted: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Labels and probabilities by what classes are worth [C, H, W] and which regions' masks are trusted [n]."""
+    """Labels and probabilities by what classes are worth [C, H, W] and which regions' masks are trusted [n].
+
+    `index` [h, w] says which region a pixel is of, or −1.
+    """
     redrawn = torch.where(worth.amax(dim=0) > 0, worth.argmax(dim=0).to(labels.dtype), labels)
-    index = torch.from_numpy(regions.index).to(labels.device)  # [h, w]
     failed = ((index >= 0) & ~trusted[index.clamp(min=0)]).float()
     failed = F.interpolate(failed[None, None], size=labels.shape)[0, 0] > 0  # [H, W]
     worth = torch.where(failed, torch.maximum(worth, probabilities), worth)
@@ -199,7 +203,8 @@ def find_regions(labels: Tensor, probabilities: Tensor, rules: Rules) -> Regions
     label_map, own_map = packed[:size].astype(np.int64).reshape(shape), packed[size : 2 * size].reshape(shape)
     largest = packed[2 * size :]
     index = np.full(shape, -1)
-    classes, points, boxes = [], [], []
+    classes: list[int] = []
+    points, boxes = [], []
     for label in np.unique(label_map):
         if label == NONE or largest[label] < rules.coarse_threshold:
             continue
@@ -245,12 +250,12 @@ def mask_operators(
     was given and to `shape`, bilinearly each time.
     """
     up = resize_matrix(mask_side, side)
-    rows, columns = (
-        (torch.eye(target) if size == target else resize_matrix(size, target))
-        @ resize_matrix(length, size)
-        @ up[:length]
-        for length, size, target in zip(inside, given, shape)
-    )
+
+    def axis(filled: int, size: int, target: int) -> Tensor:
+        shown = resize_matrix(filled, size) @ up[:filled]
+        return shown if size == target else resize_matrix(size, target) @ shown
+
+    rows, columns = map(axis, inside, given, shape)
     return rows, columns
 
 
@@ -260,14 +265,13 @@ class SAMNetwork:
     def __init__(self, model: Any, device: torch.device, dtype: torch.dtype):
         self.device, self.dtype = device, dtype
         self.model = model.to(device, dtype).eval().requires_grad_(False)
-        self.side = model.config.vision_config.image_size
+        self.square = Square(model.config.vision_config.image_size, MEAN, STD)
         self.mask_side = 4 * model.config.prompt_encoder_config.image_embedding_size
-        self.mean, self.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
     def encode(self, image: Tensor) -> Tensor:
         """An image [3, H, W], uint8, to its embedding [1, C, G, G]."""
-        pixels = to_square(image, self.side, self.mean, self.std, self.device)
-        return self.model.get_image_embeddings(pixels[None].to(self.dtype))
+        like = self.model.vision_encoder.pos_embed
+        return self.model.get_image_embeddings(self.square(image, like)[None])
 
     def through_neck(self, features: Tensor) -> Tensor:
         """What stands for the output of SAM's ViT, [G, G, D'], to an embedding [1, C, G, G]."""
@@ -325,16 +329,25 @@ def rounded_up(image: Tensor, multiple: int) -> Tensor:
     return torch.from_numpy(resized).permute(2, 0, 1)
 
 
-def to_square(image: Tensor, side: int, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Tensor:
-    """An image [3, H, W], uint8, as SAM sees it: [3, side, side], float32, the longer side filled, below and right 0.
+class Square:
+    """Images as SAM sees them: in the upper left of a square of `side` pixels, and beside them 0.
 
-    It is resized as Pillow does, by which the published numbers were made, on the CPU where the image lies.
+    They are resized as Pillow does, by which the published numbers were made, on the CPU, where images lie.
     """
-    height, width = fit(image.shape[1:], side)
-    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize((width, height), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(picture)).to(device).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(statistic, device=device)[:, None, None] for statistic in (mean, std))
-    return F.pad((pixels - mean) / std, (0, side - width, 0, side - height))
+
+    def __init__(self, side: int, mean: Sequence[float], std: Sequence[float]):
+        self.side = side
+        # Of levels in 0..255, so that what is uploaded are bytes.
+        self.mean, self.std = (torch.tensor(statistic)[:, None, None] * 255 for statistic in (mean, std))
+
+    def __call__(self, image: Tensor, like: Tensor) -> Tensor:
+        """An image [3, H, W], uint8, to [3, side, side] in the type of `like` and on its device."""
+        height, width = fit(image.shape[1:], self.side)
+        picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+        pixels = np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
+        self.mean, self.std = self.mean.to(like.device), self.std.to(like.device)
+        normal = (torch.from_numpy(pixels).to(like.device).permute(2, 0, 1) - self.mean) / self.std
+        return F.pad(normal, (0, self.side - width, 0, self.side - height)).to(like.dtype)
 
 
 register(
