@@ -101,7 +101,7 @@ def load_vision_model(
     `weights` is a checkpoint in timm's or the authors' own format; a `name` that is a file stands for both, the
     file being called as the model is. Without it `<name>.safetensors`, `.pt` or `.pth` in the folders of
     `$CLEARCLIP_WEIGHTS` is used, then the model hub's cache, then the hub.
-    Raises UserError for an unknown model and for weights that cannot be had or are of another model.
+    Raises UserError for an unknown model and for weights that are missing or of another model.
     """
     name = str(name)
     if weights is None and name.endswith(SUFFIXES):
