@@ -19,7 +19,8 @@ from eval import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = [entry.name for entry in list_methods()]
-OPTIONS = {"ProxyCLIP": ":vfm=test_vit,vfm_weights=test_vit.safetensors"}  # what a method cannot do without
+VISION = ":vfm=test_vit,vfm_weights=test_vit.safetensors"
+OPTIONS = {name: VISION for name in ("ProxyCLIP", "GLA-CLIP")}  # what a method cannot do without
 VARIANTS = [  # a method with more to it, and the one that it must differ from
     ("ClearCLIP+PAMR", "ClearCLIP"),
     ("GEM+PAMR", "GEM"),
@@ -58,7 +59,7 @@ def evaluate(tiny_folder, tmp_path):
     def evaluate(config, *arguments, side, batch_size=4, **settings):
         main([
             str(CONFIGS / f"{config}.py"), "--backbone", f"local-dir:{tiny_folder}", *arguments,
-            "--work-dir", str(tmp_path), "--results", str(tmp_path / "results.xlsx"), "--cfg-options",
+            "--work-dir", str(tmp_path), "--results", str(tmp_path / "results.xlsx"), "--fresh", "--cfg-options",
             f"model.short_side={side}", f"test_dataloader.batch_size={batch_size}",
             "test_dataloader.num_workers=0", "model.device=cpu",
             *(f"model.{key}={value}" for key, value in settings.items()),
@@ -98,9 +99,10 @@ def test_every_method(name, measure, known, tiny_backbone, monkeypatch):
     assert (result["images"], len(result["per_class_IoU"])) == (len(SHAPES), 21)
     assert scores(measure(name, batch_size=1)) == scores(result)
     # The labels are the method's: with its scores in another order they are others.
-    cls = type(create_method(method, tiny_backbone))
-    original = cls.scores
-    monkeypatch.setattr(cls, "scores", lambda *arguments: original(*arguments).flip(1))
+    built = create_method(method, tiny_backbone)
+    function = "image_scores" if built.sees_images else "scores"
+    original = getattr(type(built), function)
+    monkeypatch.setattr(type(built), function, lambda *arguments: original(*arguments).flip(-3))
     assert scores(measure(name)) != scores(result)
 
 
