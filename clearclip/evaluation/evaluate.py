@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import clearclip.evaluation.mmseg
+
 import numpy as np
 from mmseg.registry import DATASETS, METRICS
 

@@ -18,6 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import clearclip.evaluation.mmcv_ext  # noqa: F401, before mmseg is imported
+
 import numpy as np
 import torch
 from mmseg.datasets import BaseSegDataset
