@@ -66,6 +66,15 @@ class View:
         maps = self.stitcher.maps(features.permute(0, 3, 1, 2), self.plan, (height, width))
         return maps.full().permute(1, 2, 0)
 
+    def stitch_scores(self, scores: Tensor) -> Tensor:
+        """Scores of all windows [n, Q, h, w], averaged where they overlap: [Q, h', w'], one for each pixel of `image`.
+
+        Of a whole image that is one window they stay as they are, to be resized once.
+        """
+        if self.plan.rows.whole:
+            return scores[0]
+        return self.stitcher.maps(scores, self.plan, (self.image.shape[1], self.image.shape[2])).full()
+
 
 def normalise(image: Tensor, backbone: Backbone) -> Tensor:
     """RGB [3, h, w] in 0..255 to the backbone's normalisation, float32 on its device."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clearclip.backbones.base import CONSTANT_BYTES, resize_position_embedding
+from clearclip.backbones.base import CONSTANT_BYTES, Backbone, resize_position_embedding
 from clearclip.errors import UserError
 from clearclip.registry import Registry
 from clearclip.state import load_state_dict
@@ -31,6 +31,10 @@ class VisionModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in the model's normalisation to features [B, D, h, w], not normalised to length."""
+        raise NotImplementedError
+
+    def last_qkv(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, D, h, w] of the last block's attention, heads side by side."""
         raise NotImplementedError
 
 
@@ -69,6 +73,21 @@ class TimmViT(VisionModel):
             x = torch.cat([x[:, :1], model.reg_token.expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
         x = model.norm(model.blocks(model.norm_pre(x)))
         return x[:, model.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
+
+    def last_qkv(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, D, h, w] of the last block's attention, heads side by side."""
+        seen: list[Tensor] = []
+        attention = self.model.blocks[-1].attn
+        if getattr(attention, "qkv", None) is None:
+            raise UserError(f"the attention of {type(self.model).__name__} has no common qkv; use a DINO or DINOv2")
+        hook = attention.qkv.register_forward_hook(lambda module, arguments, output: seen.append(output))
+        try:
+            grid = self(images).shape[2:]
+        finally:
+            hook.remove()
+        patches = seen[0][:, self.model.num_prefix_tokens :].transpose(1, 2)  # [B, 3·D, N]
+        q, k, v = patches.unflatten(2, grid).chunk(3, dim=1)
+        return q, k, v
 
     def _resized(self, grid: tuple[int, int]) -> Tensor:
         """The position embedding [1+N, D] as the authors of DINO and DINOv2 resample it."""
@@ -173,6 +192,31 @@ def _find_weights(name: str, weights: str | Path | None, config: Any, option: st
             f"{option}=PATH, or put it into a folder named by $CLEARCLIP_WEIGHTS as {name}.safetensors (or .pt, "
             ".pth), or fill the hub's cache on a machine that reaches it"
         ) from error
+
+
+class Eyes:
+    """A vision model for images [B, 3, H, W] in a backbone's normalisation: features [B, D', h', w']."""
+
+    def __init__(self, backbone: Backbone, name: str, weights: str | None = None):
+        self.model: VisionModel = load_vision_model(name, weights, backbone.device, backbone.dtype)
+        self.mean, self.std, self.own_mean, self.own_std = (
+            torch.tensor(statistic, device=backbone.device)[:, None, None]
+            for statistic in (backbone.mean, backbone.std, self.model.mean, self.model.std)
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.model(self.as_seen(images))
+
+    def as_seen(self, images: Tensor) -> Tensor:
+        """Images in the backbone's normalisation to the model's own."""
+        return (images.to(self.mean.device) * self.std + self.mean - self.own_mean) / self.own_std
+
+
+class ValueEyes(Eyes):
+    """The same that gives the values of the last block's attention, [B, D', h', w']."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.model.last_qkv(self.as_seen(images))[2]
 
 
 _DINO = ("DINO", "Caron et al., ICCV 2021")

@@ -21,7 +21,8 @@ from eval import main
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = [entry.name for entry in list_methods()]
 VIT, SAM = "vfm=test_vit,vfm_weights=test_vit.safetensors", "sam=tiny_samvit,sam_weights=tiny_samvit.safetensors"
-OPTIONS = {"ProxyCLIP": f":{VIT}", "Trident": f":{VIT},{SAM}"}  # what a method cannot do without
+# What a method cannot do without.
+OPTIONS = {"ProxyCLIP": f":{VIT}", "GLA-CLIP": f":{VIT}", "Trident": f":{VIT},{SAM}"}
 VARIANTS = [  # a method with more to it, and the one that it must differ from
     ("ClearCLIP+PAMR", "ClearCLIP"),
     ("GEM+PAMR", "GEM"),
