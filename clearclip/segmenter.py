@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -152,7 +153,10 @@ class Segmenter:
         several = isinstance(images, list | tuple)
         arrays = [read_image(image) for image in (images if several else [images])]
         queries = self.queries(names if isinstance(names, Vocabulary) else Vocabulary.of(names))
-        views = [self.view(torch.from_numpy(array).permute(2, 0, 1)) for array in arrays]
+        views = [
+            self.view(torch.from_numpy(array).permute(2, 0, 1), name=_file_name(image))
+            for array, image in zip(arrays, images if several else [images])
+        ]
         seen = self.look(views, queries, features)
         decoder, results = self.decoder(queries), []
         for view, dense in zip(views, seen):
@@ -160,7 +164,7 @@ class Segmenter:
             maps = self.maps(view, dense, queries)
             results.append(
                 Segmentation(
-                    decoder.labels(maps).cpu().numpy(),
+                    self.decode(decoder, view, maps, queries).cpu().numpy(),
                     queries.names,
                     decoder.probabilities(maps).cpu().numpy() if scores else None,
                     None if dense.features is None else dense.features.cpu().numpy(),
@@ -200,13 +204,16 @@ class Segmenter:
         resized = F.interpolate(image.to(self.device).float()[None], size=shape, mode="bilinear")[0]
         return (resized + 0.5).to(torch.uint8)
 
-    def view(self, image: Tensor, shape: tuple[int, int] | None = None) -> View:
-        """An RGB image [3, H, W], uint8, as methods see it, for labels of `shape`, by default the image's own."""
+    def view(self, image: Tensor, shape: tuple[int, int] | None = None, name: str | None = None) -> View:
+        """An RGB image [3, H, W], uint8, as methods see it, for labels of `shape`, by default the image's own.
+
+        `name` is the path of its file, for methods that look for what belongs to it.
+        """
         resized = self.resize(image)
         height, width = resized.shape[1:]
         plan = windows.plan(height, width, self.crop, self.stride, self.backbone.patch_size)
         wanted = shape or (image.shape[1], image.shape[2])
-        return View(self.backbone, resized, image, wanted, plan, self.window_batch, self.stitcher)
+        return View(self.backbone, resized, image, wanted, plan, self.window_batch, self.stitcher, name)
 
     def segment(
         self, images: Sequence[Tensor], queries: Queries, shapes: Sequence[tuple[int, int]] | None = None
@@ -224,7 +231,9 @@ class Segmenter:
     def labels(self, views: Sequence[View], queries: Queries) -> tuple[list[Tensor], Tensor]:
         """Labels [H, W] of each view, and whether all scores were finite, a tensor: nothing waits for the device."""
         decoder, seen = self.decoder(queries), self.look(views, queries)
-        labels = [decoder.labels(self.maps(view, dense, queries)) for view, dense in zip(views, seen)]
+        labels = [
+            self.decode(decoder, view, self.maps(view, dense, queries), queries) for view, dense in zip(views, seen)
+        ]
         return labels, torch.stack([dense.finite for dense in seen]).all()
 
     def look(self, views: Sequence[View], queries: Queries, features: bool = False) -> list["Dense"]:
@@ -241,6 +250,13 @@ class Segmenter:
         for refinement in self.refinements:
             maps = refinement(view, maps, queries)
         return maps
+
+    def decode(self, decoder: LabelDecoder, view: View, maps: Maps, queries: Queries) -> Tensor:
+        """Labels [H, W] of a view from its maps, refined."""
+        labels = decoder.labels(maps)
+        for refinement in self.refinements:
+            labels = refinement.labels(view, labels, queries)
+        return labels
 
     def _scores(self, queries: Queries, trunk: Trunk) -> Tensor:
         scores = self.method.scores(trunk, queries.for_scores)
@@ -329,6 +345,10 @@ def each_window(
             for i, part in zip(members, torch.cat(parts).split([len(views[i].plan) for i in members])):
                 results[i].append(part)
     return results
+
+
+def _file_name(image: Any) -> str | None:
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
 
 
 def check_finite(method: Method, finite: bool) -> None:

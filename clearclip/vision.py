@@ -33,6 +33,10 @@ class VisionModel(nn.Module):
         """Images [B, 3, H, W] in the model's normalisation to features [B, D, h, w], not normalised to length."""
         raise NotImplementedError
 
+    def last_qkv(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, D, h, w] of the last block's attention, heads side by side."""
+        raise NotImplementedError
+
 
 VISION: Registry[VisionModel] = Registry("vision model", __name__)
 register = VISION.register
@@ -69,6 +73,21 @@ class TimmViT(VisionModel):
             x = torch.cat([x[:, :1], model.reg_token.expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
         x = model.norm(model.blocks(model.norm_pre(x)))
         return x[:, model.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
+
+    def last_qkv(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, D, h, w] of the last block's attention, heads side by side."""
+        seen: list[Tensor] = []
+        attention = self.model.blocks[-1].attn
+        if getattr(attention, "qkv", None) is None:
+            raise UserError(f"the attention of {type(self.model).__name__} has no common qkv; use a DINO or DINOv2")
+        hook = attention.qkv.register_forward_hook(lambda module, arguments, output: seen.append(output))
+        try:
+            grid = self(images).shape[2:]
+        finally:
+            hook.remove()
+        patches = seen[0][:, self.model.num_prefix_tokens :].transpose(1, 2)  # [B, 3·D, N]
+        q, k, v = patches.unflatten(2, grid).chunk(3, dim=1)
+        return q, k, v
 
     def _resized(self, grid: tuple[int, int]) -> Tensor:
         """The position embedding [1+N, D] as the authors of DINO and DINOv2 resample it."""

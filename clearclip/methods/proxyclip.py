@@ -70,7 +70,11 @@ class Eyes:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self.model((images.to(self.mean.device) * self.std + self.mean - self.own_mean) / self.own_std)
+        return self.model(self.as_seen(images))
+
+    def as_seen(self, images: Tensor) -> Tensor:
+        """Images in the backbone's normalisation to the model's own."""
+        return (images.to(self.mean.device) * self.std + self.mean - self.own_mean) / self.own_std
 
 
 register(
