@@ -8,6 +8,7 @@ data, never source code, and that `_base_` finds the configs of this package by 
 import ast
 import copy
 import functools
+import operator
 import os
 import re
 import types
@@ -39,7 +40,7 @@ _PLACEHOLDER = re.compile(r"_variable_\d+_")
 class Settings(dict):
     """A dict whose keys are attributes too, at every depth: `config.model.crop`."""
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
         except KeyError:
@@ -136,7 +137,7 @@ def _read(path: Path, heirs: tuple[Path, ...]) -> Settings:
 
 def _evaluate(path: Path, source: str, heirs: tuple[Path, ...]) -> Settings:
     source, variables = _cut_variables(source)
-    values = {name: _variable(match, path) for name, match in variables.items() if not match["base"]}
+    values: dict[str, Any] = {name: _variable(match, path) for name, match in variables.items() if not match["base"]}
     tree = ast.parse(source, filename=str(path))
     base = Settings()
     for name in _bases(tree, values):
@@ -147,7 +148,7 @@ def _evaluate(path: Path, source: str, heirs: tuple[Path, ...]) -> Settings:
         base.update(inherited)
     for name, match in variables.items():
         if match["base"]:
-            values[name] = functools.reduce(lambda value, key: value[key], match["base"].split("."), base)
+            values[name] = functools.reduce(operator.getitem, match["base"].split("."), base)
 
     code = ast.fix_missing_locations(_Fill(values).visit(tree))
     names: dict[str, Any] = {BASE: base, **{name: _as_python(value) for name, value in values.items()}}
@@ -186,7 +187,7 @@ def _variable(match: re.Match, path: Path) -> str:
     return data_root().as_posix() if name == "CLEARCLIP_DATA" and os.environ.get(name) else value
 
 
-def _as_python(value):
+def _as_python(value: Any) -> Any:
     """What a variable stands for outside of a string: `{{$WORKERS:2}}` is a number."""
     try:
         return ast.literal_eval(value) if isinstance(value, str) else value
@@ -215,11 +216,11 @@ def _is_base(node: ast.AST) -> bool:
 
 def _bases(tree: ast.Module, values: dict[str, Any]) -> list[str]:
     """The files that `_base_ = "…"` or `_base_ = ["…", "…"]` names."""
-    node = next((node for node in tree.body if _is_base(node)), None)
-    if node is None:
-        return []
-    names = ast.literal_eval(_Fill(values).visit(copy.deepcopy(node.value)))
-    return [names] if isinstance(names, str) else list(names)
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and _is_base(node):
+            names = ast.literal_eval(_Fill(values).visit(copy.deepcopy(node.value)))
+            return [names] if isinstance(names, str) else list(names)
+    return []
 
 
 def _find_base(name: str, path: Path) -> Path:
@@ -262,7 +263,7 @@ def merge(base: dict, new: dict) -> Settings:
     return merged
 
 
-def _settings(value):
+def _settings(value: Any) -> Any:
     """A list or tuple with `Settings` for the dicts in it, anything else as it is."""
     if isinstance(value, dict):
         return merge({}, value)
@@ -305,7 +306,7 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
     return options
 
 
-def parse_value(text: str):
+def parse_value(text: str) -> Any:
     """`224`, `0.5`, `true`, `None`, `(1,2)`, `[a,b]`, `a,b` or a quoted string as Python; anything else is text."""
     text = text.strip()
     try:
@@ -353,7 +354,7 @@ def check_pipeline(config: Settings, path: str | Path) -> None:
             )
 
 
-def load_segmenter(config: str | Path, **overrides) -> "Segmenter":
+def load_segmenter(config: str | Path, **overrides: Any) -> "Segmenter":
     """A `Segmenter` with the settings of a benchmark config, as an evaluation uses it; `overrides` win.
 
         segmenter = clearclip.load_segmenter("voc20", device="cpu")

@@ -164,8 +164,7 @@ def content_hash(path: str | Path) -> str:
             return known
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        same = _identity(file)[0] == identity
-    if same and started - changed > SETTLED_NS:
+    if started - changed > SETTLED_NS:  # a change from now on shows in the identity
         with contextlib.suppress(OSError), atomic_write(memo) as temporary:  # a cache that cannot be written is no harm
             temporary.write_text(digest + _seal(identity, digest))
     return digest
@@ -284,7 +283,7 @@ def _read(tensor: _Stored, start, memory: mmap.mmap):
         return torch.empty(size, dtype=dtype)
     at = start(storage)
     numbers = torch.frombuffer(memory, dtype=torch.uint8, offset=at, count=storage.count * dtype.itemsize)
-    if at % dtype.itemsize:
+    if at % dtype.itemsize:  # as in legacy files; not every machine reads these
         numbers = numbers.clone()
     return numbers.view(dtype).as_strided(size, stride, offset)
 
@@ -354,7 +353,7 @@ class _Archive:
         """What the source of a module's class lists: other tensors, such as a mask, are no part of its state."""
         place, _, name = module.name.rpartition(".")
         body = self._classes(place)[name]
-        if not isinstance(module.state, dict) or "def __setstate__" in body:
+        if "def __setstate__" in body:
             raise _Refused(f"its {_shown(name)} is rebuilt by code, which is not run; save the tensors as .safetensors")
         lists = re.findall(r"^ *__(?:parameters|buffers)__ = \[(.*)\]", body, re.MULTILINE)
         return set(re.findall(r'"([^"]*)"', " ".join(lists)))

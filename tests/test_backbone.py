@@ -159,6 +159,7 @@ def compiling(tmp_path, monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_compiled_blocks_compute_what_eager_ones_do(compiling, tiny_folder, tiny_backbone, golden):
     compiled = load_backbone(f"local-dir:{tiny_folder}", device="cpu", precision="fp32", compile=True)

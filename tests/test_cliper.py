@@ -9,8 +9,7 @@ from mmengine.config import Config
 
 from clearclip.errors import UserError
 from clearclip.evaluation.results import read_result
-from clearclip.methods import METHODS, create_method
-from clearclip.methods import cliper, proxyclip
+from clearclip.methods import METHODS, cliper, create_method, proxyclip
 from clearclip.methods.cliper import CLIPer, ImageLevelDecoder, balance, fuse
 from clearclip.methods.proxyclip import ProxyCLIP
 from clearclip.segmenter import Segmenter
@@ -276,6 +275,7 @@ def test_segmenter_uses_its_text_and_its_decoder(golden, tiny_backbone):
         Segmenter(method, tiny_backbone, area_threshold=0.1, **settings)(image, names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["voc21", "city_scapes"])
 def test_through_eval(name, tiny_folder, tmp_path, monkeypatch):
     make_benchmark(tmp_path, name)

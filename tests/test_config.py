@@ -259,3 +259,12 @@ def test_reading_needs_neither_mmengine_nor_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("224\n", "")
+
+
+def test_the_example_in_the_readme(tmp_path):
+    text = (ROOT / "configs/README.md").read_text(encoding="utf-8")
+    example = text.split("```python\n")[1].split("```")[0]
+    config = read_config(write(tmp_path / "cfg_mine.py", example))
+    assert config.model.vocabulary == f"{tmp_path}/cls_mine.txt"
+    assert config.test_dataloader.dataset.metainfo["classes"] == ("field", "forest", "road")
+    assert config.test_evaluator.type == "ClassIoUMetric"

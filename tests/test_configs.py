@@ -256,7 +256,7 @@ def test_pictures_that_a_suffix_leaves_aside_are_said(tmp_path, monkeypatch):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"")
     run = load_config("ade20k")
-    expected = f"3 pictures in {folder} are left aside, such as b.JPG: img_suffix is .jpg"
+    expected = f"pictures in {folder} left aside, as img_suffix is .jpg: 3, such as b.JPG"
     assert left_aside(check_dataset(run)) == expected
 
 

@@ -21,6 +21,7 @@ def test_all_methods_are_measured():
     assert {entry.name for entry in list_methods()} == {name.partition(":")[0].partition("+")[0] for name in names}
 
 
+@pytest.mark.slow
 def test_program(tiny_folder, tmp_path, capsys):
     file = tmp_path / "costs.json"
     methods = ["CLIP", "CLIPer", "ClearCLIP+PAMR"]

@@ -66,7 +66,10 @@ def test_no_picture_is_written_over_another(photo, no_weights, capsys):
         other.write_bytes(photo.read_bytes())
         error = refused([photo, other, "--names", "cat", "sky", "--output", photo.parent], capsys)
         assert error == f"error: {other} would be written over one of the pictures; give another --output"
-    copies = [photo, photo, photo.with_name("1-cat.png")]
+    copies = [photo, photo.with_name("1-cat.png"), photo.parent / "deep/cat.png"]
+    for copy in copies[1:]:
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(photo.read_bytes())
     error = refused([*copies, "--names", "cat", "sky", "--output", photo.parent / "new"], capsys)
     assert (
         error == f"error: {photo.parent / 'new' / '1-cat_overlay.png'} would be written for two pictures; rename "
@@ -99,7 +102,18 @@ def test_wrong_options_do_not_wait_for_weights(options, message, photo, no_weigh
 
 def test_a_picture_that_is_missing_does_not_wait_for_weights(photo, no_weights, tmp_path, capsys):
     error = refused([photo, tmp_path / "gone.png", "--names", "cat", "sky"], capsys)
-    assert f"cannot read image {tmp_path}/gone.png" in error
+    assert "gone.png" in error
+
+
+def test_a_folder_of_pictures(photo, tiny_folder, tmp_path, capsys):
+    photo.with_name("notes.txt").write_text("")
+    photo.with_name("DOG.PNG").write_bytes(photo.read_bytes())
+    main([
+        str(photo.parent), "--names", "cat", "sky", "--backbone", f"local-dir:{tiny_folder}", "--device", "cpu",
+        "--output", str(tmp_path / "out"),
+    ])  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").glob("*_labels.png")} == {"cat_labels.png", "DOG_labels.png"}
+    assert "left out: " in capsys.readouterr().err
 
 
 def test_a_damaged_picture_costs_no_other(photo, tiny_folder, tmp_path, capsys):
@@ -109,5 +123,5 @@ def test_a_damaged_picture_costs_no_other(photo, tiny_folder, tmp_path, capsys):
     pictures = [photo, tmp_path / "damaged.png", other]
     settings = ["--backbone", f"local-dir:{tiny_folder}", "--device", "cpu", "--output", tmp_path / "out"]
     error = refused([*pictures, "--names", "cat", "sky", *settings], capsys)
-    assert "damaged.png is not a picture" in error
+    assert "damaged.png" in error
     assert {path.name for path in (tmp_path / "out").glob("*_labels.png")} == {"cat_labels.png", "dog_labels.png"}

@@ -21,6 +21,7 @@ FAST = [
     "--cfg-options", "model.device=cpu", "model.templates=single", "test_dataloader.num_workers=0",
     "model.short_side=112",
 ]  # fmt: skip
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_all_benchmarks_through_the_command_line(tiny_folder, tmp_path, tmp_path
     assert {record["dataset"]: record["images"] for record in records} == dict.fromkeys(LAYOUTS, len(SHAPES))
     (row,) = table(records)
     for name in LAYOUTS:
-        assert f"{row[name]:.2f} (3 img)" in done.stdout
+        assert re.search(rf"{row[name]:.2f} ± \d\.\d\d \(3 img\)", done.stdout)
     assert (tmp_path / "tables" / "all.md").read_text() == as_markdown([row]) + "\n"
     runs = openpyxl.load_workbook(tmp_path / "results.xlsx")["runs"]
     assert runs.max_row == 1 + len(LAYOUTS)
@@ -96,7 +97,7 @@ def test_failed_runs_do_not_stop_the_rest(tiny_folder, data, capsys):
     (record,) = results()
     assert record["method"] == "CLIP"
     out, err = capsys.readouterr()
-    assert f"{record['mIoU']:.2f} (3 img)" in out
+    assert f"{record['mIoU']:.2f} ± {record['interval']:.2f} (3 img)" in out
     lines = err.splitlines()
     assert len([line for line in lines if line.startswith("error: backbone RN50 is not supported")]) == 1
     assert len([line for line in lines if line.startswith("error: unknown attention 'zz'")]) == 1

@@ -103,7 +103,11 @@ def test_a_compiled_backbone_is_compiled_anew(tiny_folder, monkeypatch):
 
 IMAGES, MORE = (torch.randn(size, 3, 64, 96, generator=torch.Generator().manual_seed(size)) for size in (2, 5))
 BATCH = ({0: Dim("batch", min=1, max=64)},)
-METHODS = ["ClearCLIP", "NACLIP", "ResCLIP", "SC-CLIP", "GEM", "CLIPSeg", "CLIPer"]
+QUICK = [("embed", False), ("NACLIP", False), ("NACLIP", True)]
+SLOW = [
+    *((what, False) for what in ("tokens", "ClearCLIP", "ResCLIP", "SC-CLIP", "GEM", "CLIPSeg", "CLIPer")),
+    ("GEM", True),
+]
 
 
 class Dense(torch.nn.Module):
@@ -121,9 +125,7 @@ class Dense(torch.nn.Module):
         return self.method.features(trunk) if self.method else trunk.tokens()
 
 
-@pytest.mark.parametrize(
-    ("what", "seen"), [*((what, False) for what in ("embed", "tokens", *METHODS)), ("NACLIP", True), ("GEM", True)]
-)
+@pytest.mark.parametrize(("what", "seen"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
 def test_an_exported_program_computes_the_same_for_any_batch(what, seen, tiny_folder):
     backbone = load(tiny_folder)
     module = Dense(backbone, what)
@@ -139,6 +141,7 @@ def test_an_exported_program_computes_the_same_for_any_batch(what, seen, tiny_fo
         assert_near(module(MORE), expected, 1e-6)
 
 
+@pytest.mark.slow
 def test_strict_export_knows_clearclip_too(tiny_folder):
     module = Dense(load(tiny_folder), "ClearCLIP")
     program = export(module, (IMAGES,), dynamic_shapes=BATCH, strict=True)
@@ -160,3 +163,12 @@ def test_a_segmenter_works_after_a_failed_export(make, tiny_folder, names_and_te
     segmenter = Segmenter("NACLIP", backbone, text_embeddings=names_and_text, short_side=80, crop=64, stride=32)
     image = picture(50, 70)
     assert np.array_equal(segmenter(image, NAMES).labels, make("NACLIP")(image, NAMES).labels)
+
+
+@pytest.mark.slow
+def test_proxyclip_exports_for_a_fixed_batch(tiny_folder, vit_weights):
+    """It takes one window after the other, so that the similarities of a fine grid never lie beside one another."""
+    module = Dense(load(tiny_folder), f"ProxyCLIP:vfm=test_vit,vfm_weights={vit_weights}")
+    program = export(module, (IMAGES,))
+    with torch.inference_mode():
+        assert_near(program.module()(IMAGES), module(IMAGES), 1e-6)

@@ -33,6 +33,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_kernel_gives_the_labels_of_the_decoder():
     root = Path(__file__).parents[1]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}

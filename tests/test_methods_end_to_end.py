@@ -31,6 +31,7 @@ VARIANTS = [  # a method with more to it, and the one that it must differ from
     ("CLIPer:refine=test_vit,refine_weights=test_vit.safetensors", "CLIPer"),
 ]
 SCORES = ("mIoU", "aAcc", "mAcc", "per_class_IoU")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,7 @@ def test_second_install_keeps_the_first(monkeypatch, tmp_path):
     assert sys.modules["mmcv._ext"] is extension
 
 
+@pytest.mark.slow
 def test_import_and_configs_are_silent():
     code = (
         "import clearclip.evaluation, mmcv.ops, mmseg.models; from mmengine.config import Config;"

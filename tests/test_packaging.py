@@ -144,3 +144,11 @@ def test_the_command_from_another_folder(installed, run_program, tiny_folder, tm
     check(run_program(program, "segment", *arguments, **installed))
     made = [path for path in tmp_path.rglob("*.png") if path.stat().st_size]
     assert made
+
+
+def test_evaluating_without_the_extra_says_what_to_install(installed, run_program):
+    done = run_program(shutil.which("clearclip", path=installed["PATH"]), "eval", "sanity", **installed)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "pip install 'clearclip[eval]'" in done.stderr
+    assert done.stderr.count("\n") == 1

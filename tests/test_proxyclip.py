@@ -204,6 +204,7 @@ def test_bad_files_are_user_errors(vit_weights, tmp_path):
         load_vision_model("test_vit", tmp_path / "damaged.safetensors")
 
 
+@pytest.mark.slow
 def test_through_eval(vit_weights, tmp_path, tiny_folder, monkeypatch):
     random = np.random.default_rng(0)
     for folder, shape, top in (("images", (40, 60, 3), 256), ("labels", (40, 60), 2)):
@@ -213,8 +214,7 @@ def test_through_eval(vit_weights, tmp_path, tiny_folder, monkeypatch):
     base = Path(clearclip.__file__).parents[1] / "configs/base.py"
     (tmp_path / "cfg_mine.py").write_text(f"""
 _base_ = "{base}"
-_base_.test_dataloader.dataset.pipeline[1].scale = (2048, 64)
-model = dict(vocabulary="{tmp_path}/classes.txt", templates="single", crop=64, stride=32)
+model = dict(vocabulary="{tmp_path}/classes.txt", templates="single", short_side=64, crop=64, stride=32)
 test_dataloader = dict(
     num_workers=0,
     dataset=dict(

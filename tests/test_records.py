@@ -360,6 +360,7 @@ def seconds_a_batch(path) -> float:
         return (time.perf_counter() - start) / 10
 
 
+@pytest.mark.slow
 def test_twenty_kills_lose_nothing_that_was_written(tmp_path):
     path, generator, before = tmp_path / "killed.sqlite", random.Random(0), set()
     pace = seconds_a_batch(tmp_path / "pace.sqlite")

@@ -186,6 +186,23 @@ def test_what_spoils_a_run_is_found_a_batch_later_or_at_the_end(extra, message):
         counted.evaluate(1)
 
 
+def test_more_metrics_and_the_interval():
+    random = np.random.default_rng(0)
+    truth, labels = random.integers(0, 4, (2, 9, 5, 7), np.uint8)
+    plain, more = metric(), ClassIoUMetric(iou_metrics=["mDice", "mFscore"])
+    more.dataset_meta = plain.dataset_meta
+    for counted in (plain, more):
+        counted.process({}, [sample(t, p) for t, p in zip(truth, labels)])
+    first, second = plain.evaluate(9), more.evaluate(9)
+    assert second.keys() - first.keys() == {"mDice", "mFscore", "mPrecision", "mRecall"}
+    assert {key: second[key] for key in first} == first
+    iou = np.array(list(first["IoU"].values())) / 100
+    assert second["mDice"] == pytest.approx(100 * np.mean(2 * iou / (1 + iou)), rel=1e-9)
+    assert 0 < first["interval"] < 20
+    with pytest.raises(ValueError, match="no metric 'mIOU' in iou_metrics; there are mDice, mFscore, mIoU"):
+        ClassIoUMetric(iou_metrics="mIOU")
+
+
 @pytest.mark.parametrize("reduce", [False, True])
 def test_an_ignored_label_is_not_strange(reduce):
     counted = metric()

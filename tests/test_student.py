@@ -68,8 +68,10 @@ def head(world, encoder):
     return Head.fit(names[:100], meaning(names[:100], encoder), embeddings[:100], torch.full((100,), 0.01))
 
 
+@pytest.mark.slow
 def test_import_leaves_transformers_alone():
-    code = "import sys; from clearclip.offline.student import TextStudent; TextStudent(); print('transformers' in sys.modules)"
+    program = "import sys; from clearclip.offline.student import TextStudent; TextStudent()"
+    code = f"{program}; print('transformers' in sys.modules)"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env).stdout == "False\n"
 
@@ -235,6 +237,7 @@ def test_repeated_names_are_averaged(distil, tmp_path):
     torch.testing.assert_close(sets["t"]["some name"], torch.full((2,), 0.5**0.5))
 
 
+@pytest.mark.slow
 def test_distil_end_to_end(files, world, encoder_dir, tmp_path):
     names, embeddings = world
     (tmp_path / "unseen.txt").write_text(f"{names[0]}, {names[1].upper()}\n{names[90]}\n")

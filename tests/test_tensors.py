@@ -28,7 +28,7 @@ def test_a_tensor_is_made_once(cache):
 def test_what_is_unused_for_longest_goes_first(cache):
     for key in "abc":
         cache.get(key, lambda: ones(3))
-    a, c = (cache.get(key, lambda: pytest.fail(f"{key} is here")) for key in "ac")
+    a, c = (cache.get(key, lambda: pytest.fail("it is here")) for key in "ac")
     cache.get("d", lambda: ones(3))  # 12 bytes are too many: b goes
     assert len(cache) == 3
     assert cache.get("a", lambda: None) is a

@@ -108,3 +108,30 @@ def test_constant_scores_stay_constant(geometry, target):
     plan = windows.plan(*geometry)
     operator = windows.stitch_operator(plan.rows, 3, target)
     torch.testing.assert_close(operator.sum(dim=1), torch.ones(target), rtol=1e-5, atol=1e-5)
+
+
+@given(st.tuples(*[st.integers(1, 9)] * 2), st.tuples(*[st.integers(1, 40)] * 2))
+def test_scores_of_a_whole_image_are_resized(grid, shape):
+    scores = torch.rand(3, *grid, generator=torch.Generator().manual_seed(0))
+    maps = windows.Stitcher(torch.device("cpu")).resized(scores, shape)
+    expected = F.interpolate(scores[None], size=shape, mode="bilinear")[0]
+    torch.testing.assert_close(maps.full(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_maps_of_full_scores_are_these():
+    scores = torch.rand(2, 5, 7)
+    maps = windows.Maps.of(scores)
+    assert maps.shape == (5, 7)
+    torch.testing.assert_close(maps.full(), scores)
+
+
+def test_operators_are_made_once_for_a_geometry(monkeypatch):
+    made = []
+    original = windows.stitch_operator
+    monkeypatch.setattr(windows, "stitch_operator", lambda *key: made.append(key) or original(*key))
+    stitcher, plan = windows.Stitcher(torch.device("cpu")), windows.plan(80, 112, 64, 32, 16)
+    for _ in range(2):
+        stitcher.maps(torch.rand(len(plan), 2, 4, 4), plan, (70, 90))
+    assert len(made) == 2
+    stitcher.maps(torch.rand(len(plan), 2, 4, 4), plan, (70, 91))
+    assert len(made) == 3  # the rows are those of before

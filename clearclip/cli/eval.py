@@ -4,13 +4,15 @@ import argparse
 import os
 import sys
 import time
+from pathlib import Path
 
 from clearclip.cli.options import add_evaluation, model_settings
+from clearclip.cli.reporting import add_sharing, check_outputs, own_device, shares, stoppable
 from clearclip.config import find_config, parse_options
 from clearclip.errors import UserError, program
 
 
-def parse_arguments(argv=None, prog=None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog, description="Evaluate a method on one benchmark and record the result.")
     parser.add_argument("config", nargs="?", help="voc20, sclip/voc20 or a config file")
     parser.add_argument("--config", "--datasets", dest="option", metavar="CONFIG", help="the same, as an option")
@@ -25,8 +27,7 @@ def parse_arguments(argv=None, prog=None) -> argparse.Namespace:
     parser.add_argument("--work-dir", metavar="DIR", help="where result.json goes (default: under work_dirs/)")
     parser.add_argument("--show-dir", metavar="DIR", help="save image, ground truth and prediction side by side")
     add_evaluation(parser)
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    add_sharing(parser)
     arguments = parser.parse_args(argv)
     if (arguments.config is None) == (arguments.option is None):
         parser.error("give one config, such as voc20")
@@ -47,42 +48,48 @@ def evaluate_one(arguments: argparse.Namespace) -> None:
     path = find_config(arguments.config, arguments.protocol)
 
     from clearclip.evaluation.datasets import check_dataset, left_aside
-    from clearclip.evaluation.results import append_results, as_text, check_workbook, table
-    from clearclip.evaluation.run import default_work_dir, evaluate, load_config
+    from clearclip.evaluation.evaluate import Job, evaluate_all, work_dir
+    from clearclip.evaluation.results import append_results, as_text, table
+    from clearclip.evaluation.run import load_config
     from clearclip.paths import check_writable
     from clearclip.registry import import_modules
 
+    share, awaited, reports = shares(arguments)
     import_modules(arguments.modules)
-    check_workbook(arguments.results)
+    check_outputs(arguments)
     model = {key: getattr(arguments, key) for key in ("method", "backbone", "pretrained")}
-    run = load_config(path, model | model_settings(arguments), overrides, arguments.limit)
-    work_dir = arguments.work_dir or default_work_dir(run)
-    check_writable(f"{work_dir}/result.json")
-    if arguments.show_dir:
-        check_writable(f"{arguments.show_dir}/image.png")
+    model |= model_settings(arguments) | {"device": own_device(arguments)}
+    run = load_config(path, model, overrides, arguments.limit)
     note = left_aside(check_dataset(run))
-    if note and _rank() == 0:
+    if note and reports:
         print(note, file=sys.stderr)
+    show_dir = Path(arguments.show_dir) if arguments.show_dir else None
+    given = Path(arguments.work_dir) if arguments.work_dir else None
+    job = Job([run], [given], Path(arguments.records), share, reports, awaited, arguments.fresh, show_dir)
+    check_writable(work_dir(job, run) / "result.json")
+    if show_dir:
+        check_writable(show_dir / "image.png")
 
-    result = evaluate(run, work_dir, arguments.show_dir, arguments.launcher)
-    if result is None:  # another rank reports
-        return
-    print(as_text(table([result])))
-    print(f"aAcc {result['aAcc']:.2f}, {result['images_per_second']:.2f} images/s; {work_dir}/result.json")
-    append_results([result], arguments.results, saved_at=f"{work_dir}/result.json")
-    print(f"appended to {arguments.results}")
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    with stoppable():
+        (outcome,) = evaluate_all(job)
+    if outcome.error:
+        raise outcome.error
+    if outcome.result:
+        result, saved = outcome.result, f"{work_dir(job, run)}/result.json"
+        print(as_text(table([result])))
+        print(f"aAcc {result['aAcc']:.2f}, {result['images_per_second']:.2f} images/s; {saved}", flush=True)
+        append_results([result], arguments.results, saved_at=saved)
+        print(f"appended to {arguments.results}")
+    elif reports:
+        print(f"part {share} is counted, others are not yet: the last of them gives the result", file=sys.stderr)
 
 
 @program
-def main(argv=None, prog=None):
+def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     arguments = parse_arguments(argv, prog)
     try:
         evaluate_one(arguments)
     except UserError:
-        if _rank() != 0:
+        if os.environ.get("RANK", "0") != "0":
             time.sleep(20)  # rank 0 finds the same and says so; its end stops this process
         raise

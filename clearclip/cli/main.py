@@ -19,7 +19,7 @@ def usage() -> str:
 
 
 @program
-def main(argv: list[str] | None = None):
+def main(argv: list[str] | None = None) -> None:
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         print(usage())

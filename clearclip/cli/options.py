@@ -22,7 +22,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     parser.add_argument("--results", metavar="FILE", default="results.xlsx", help="spreadsheet to append to")
     parser.add_argument(
-        "--cfg-options", nargs="+", metavar="KEY=VALUE", default=[],
+        "--cfg-options", nargs="+", action="extend", metavar="KEY=VALUE", default=[],
         help="override any config key, such as model.short_side=336",
     )  # fmt: skip
     add_modules(parser)

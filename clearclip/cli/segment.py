@@ -4,19 +4,25 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clearclip.cli.options import add_device, add_modules
 from clearclip.config import sanity_folder
 from clearclip.errors import UserError, program
 from clearclip.paths import atomic_write, check_writable
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from clearclip.segmenter import Segmentation, Segmenter
+
 SAMPLE = "images/horses.jpg"  # of the sanity set
 SAMPLE_NAMES = ["sky", "horse", "grass, meadow", "tree, forest"]
 
 
-def parse_arguments(argv=None, prog=None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog, description="Segment pictures into anything that you can name.")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures (default: a sample, CLIP beside it)")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures or folders of them (default: a sample)")
     parser.add_argument(
         "--names",
         nargs="+",
@@ -39,7 +45,8 @@ def parse_arguments(argv=None, prog=None) -> argparse.Namespace:
 
 
 def print_lists() -> None:
-    from clearclip import list_backbones, list_methods
+    from clearclip.backbones import list_backbones
+    from clearclip.methods import list_methods
 
     print("methods")
     for method in list_methods():
@@ -80,7 +87,7 @@ def segment(arguments: argparse.Namespace) -> None:
         vocabulary = Vocabulary.of(arguments.names or SAMPLE_NAMES)
     if len(vocabulary) == 1:
         print("one name takes every pixel: name what else is in the picture, too", file=sys.stderr)
-    paths = [Path(image) for image in arguments.images] or [sanity_folder() / SAMPLE]
+    paths = pictures(arguments.images)
     targets = output_paths(paths, Path(arguments.output))
     compare = arguments.compare or ([] if arguments.images else ["CLIP"])
     methods = list(dict.fromkeys([*compare, arguments.method]))
@@ -95,9 +102,7 @@ def segment(arguments: argparse.Namespace) -> None:
     choose_precision(arguments.precision, choose_device(arguments.device))
     for method in methods:
         Spec.parse(method)
-    for number, path in enumerate(paths):
-        if number == 0 or not path.exists():  # all at once would fill the memory
-            read_image(path)
+    read_image(paths[0])  # not all of them: that would fill the memory
 
     segmenters = load_segmenters(methods, arguments)
     failed = False
@@ -118,9 +123,20 @@ def segment(arguments: argparse.Namespace) -> None:
         raise SystemExit(2)
 
 
-def load_segmenters(methods: list[str], arguments: argparse.Namespace) -> dict:
+def pictures(inputs: list[str]) -> list[Path]:
+    """The pictures that files, folders and patterns name, or the sample. Says on stderr what a folder holds besides."""
+    from clearclip.images import find_pictures
+
+    paths, skipped = find_pictures(inputs or [sanity_folder() / SAMPLE])
+    if skipped:
+        more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+        print(f"left out: {skipped[0].path} ({skipped[0].reason}){more}", file=sys.stderr)
+    return paths
+
+
+def load_segmenters(methods: list[str], arguments: argparse.Namespace) -> dict[str, "Segmenter"]:
     """A `Segmenter` for each method, on one backbone."""
-    from clearclip import Segmenter
+    from clearclip.segmenter import Segmenter
 
     backbone, segmenters = arguments.backbone, {}
     for method in methods:
@@ -138,7 +154,13 @@ def load_segmenters(methods: list[str], arguments: argparse.Namespace) -> dict:
     return segmenters
 
 
-def save(image, results: dict, result, target: tuple[Path, Path], side_by_side: bool) -> None:
+def save(
+    image: "np.ndarray",
+    results: dict[str, "Segmentation"],
+    result: "Segmentation",
+    target: tuple[Path, Path],
+    side_by_side: bool,
+) -> None:
     """Write the overlay, or a sheet of those of all results, and the label map of `result`."""
     from clearclip.visualize import overlay, save_label_map, sheet
 
@@ -153,7 +175,7 @@ def save(image, results: dict, result, target: tuple[Path, Path], side_by_side: 
     save_label_map(result.labels, labels_path, len(result.names))
 
 
-def shares(result) -> str:
+def shares(result: "Segmentation") -> str:
     """The share of the picture that each name takes, the largest first: "cat 60%, grass 40%"."""
     found = {name: float((result.labels == index).mean()) for index, name in enumerate(result.names)}
     largest = sorted((name for name in found if found[name] > 0), key=found.__getitem__, reverse=True)
@@ -161,7 +183,7 @@ def shares(result) -> str:
 
 
 @program
-def main(argv=None, prog=None):
+def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     arguments = parse_arguments(argv, prog)
     if arguments.names and arguments.classes:
         raise UserError("give class names by --names or by --classes, not by both")

@@ -1,26 +1,35 @@
-"""The benchmark table: every method × backbone × data set in one process, each backbone loaded once."""
+"""The benchmark table: every method × backbone × data set, in as few passes over the data as they need."""
 
 import argparse
 import sys
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clearclip.cli.options import add_evaluation, model_settings
+from clearclip.cli.reporting import add_sharing, check_outputs, one_line, own_device, score, shares, stoppable
 from clearclip.config import benchmarks, find_config, parse_options, protocols
 from clearclip.errors import UserError, program
 from clearclip.paths import atomic_write, check_writable
+from clearclip.registry import split
 
 if TYPE_CHECKING:
+    from clearclip.evaluation.evaluate import Job
     from clearclip.evaluation.results import Result
     from clearclip.evaluation.run import Run
 
 
-def parse_arguments(argv=None, prog=None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog, description="Evaluate methods on benchmarks and print one table.")
     parser.add_argument(
         "--methods", nargs="+", metavar="METHOD", default=["CLIP", "MaskCLIP", "SCLIP", "NACLIP", "ClearCLIP"],
         help="as in ClearCLIP:attention=kk,residual=1 or NACLIP+PAMR",
     )  # fmt: skip
+    parser.add_argument(
+        "--grid",
+        metavar="METHOD",
+        help='all combinations of options, as in "ClearCLIP:attention=qq|kk,residual=0|1", and a table of them',
+    )
     parser.add_argument("--backbones", nargs="+", metavar="BACKBONE", default=["ViT-B-16"], help="or arch:tag")
     parser.add_argument("--pretrained", default="openai", help="weights of backbones that name no tag")
     parser.add_argument(
@@ -30,6 +39,7 @@ def parse_arguments(argv=None, prog=None) -> argparse.Namespace:
         "--protocol", default="clearclip", help="whose voc20 it is: clearclip, sclip, naclip, …, or all"
     )
     add_evaluation(parser)
+    add_sharing(parser)
     parser.add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
     return parser.parse_args(argv)
 
@@ -42,8 +52,8 @@ def config_paths(datasets: list[str], protocol: str) -> list[Path]:
     return [find_config(dataset, name) for dataset, names in named for name in names or ["clearclip"]]
 
 
-def plan(arguments: argparse.Namespace) -> tuple[dict[str, list["Run"]], list[UserError]]:
-    """All runs by backbone, and what says which data sets are missing.
+def plan(arguments: argparse.Namespace) -> tuple[list["Run"], list[UserError]]:
+    """All runs, and what says which data sets are missing.
 
     Raises UserError for a mistake in any of them: it should not wait for the runs before it.
     """
@@ -65,78 +75,115 @@ def plan(arguments: argparse.Namespace) -> tuple[dict[str, list["Run"]], list[Us
         present.append(run)
         if note:
             print(note, file=sys.stderr)
-    runs: dict[str, list[Run]] = {}
+    runs = []
+    settings = model_settings(arguments) | {"device": own_device(arguments)}
     for backbone in arguments.backbones:
-        runs[backbone] = []
         for base in present:
             for method in methods:
                 model = dict(method=method, backbone=backbone, pretrained=arguments.pretrained)
-                run = load_config(base.path, model | model_settings(arguments), overrides, arguments.limit)
+                run = load_config(base.path, model | settings, overrides, arguments.limit)
                 check_writable(default_work_dir(run) / "result.json")
-                runs[backbone].append(run)
+                runs.append(run)
     return runs, missing
 
 
-def evaluate_all(runs: dict[str, list["Run"]], workbook: str) -> tuple[list["Result"], list[str]]:
+def evaluate_runs(job: "Job", workbook: str) -> tuple[list["Result"], list[str]]:
     """The results of all runs, appended to the workbook one by one, and the names of those that failed."""
-    from clearclip.backbones import load_backbone
-    from clearclip.evaluation.datasets import one_line
+    from clearclip.evaluation.evaluate import evaluate_all, work_dir
     from clearclip.evaluation.results import append_results
-    from clearclip.evaluation.run import backbone_settings, default_work_dir, evaluate
 
-    results: list[Result] = []
-    failed = []
+    found, failed = [], []
 
-    def report(error: Exception, name: str) -> None:
-        failed.append(name)
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        print(f"error: {kind}{one_line(error)}", file=sys.stderr)
+    def report(error: Exception, run: "Run") -> None:
+        failed.append(f"{run.config.benchmark.name}: {run.method}, {run.config.model.backbone}")
+        print(f"error: {failed[-1]}: {one_line(error)}", file=sys.stderr)
 
-    for name, group in runs.items():
-        settings = backbone = None
-        for run in group:
-            if backbone_settings(run) != settings:
-                settings, backbone = backbone_settings(run), None  # one is freed before the next is loaded
-                try:
-                    backbone = load_backbone(**settings)
-                except Exception as error:
-                    report(error, name)
-                    break
-            title = f"{run.config.benchmark.name}: {run.method}, {name}"
-            print(title, file=sys.stderr)
+    with stoppable():
+        for outcome in evaluate_all(job):
+            if outcome.error:
+                report(outcome.error, outcome.run)
+            if not outcome.result:
+                continue
+            found.append(outcome.result)
+            print(score(outcome.run, outcome.result), file=sys.stderr)
             try:
-                results.append(evaluate(run, backbone=backbone))
-                append_results(results[-1:], workbook, saved_at=f"{default_work_dir(run)}/result.json")
-            except Exception as error:  # the other runs go on, whatever one meets
-                report(error, title)
-    return results, failed
+                append_results([outcome.result], workbook, saved_at=f"{work_dir(job, outcome.run)}/result.json")
+            except UserError as error:
+                report(error, outcome.run)
+    return found, failed
 
 
 @program
-def main(argv=None, prog=None):
+def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     arguments = parse_arguments(argv, prog)
     parse_options(arguments.cfg_options)
+    if arguments.grid:
+        arguments.methods = grid(arguments.grid)
     config_paths(arguments.datasets or [], arguments.protocol)  # what needs no PyTorch is found at once
 
-    from clearclip.evaluation.results import as_markdown, as_text, check_workbook, table
+    from clearclip.evaluation.evaluate import Job
+    from clearclip.evaluation.results import as_markdown, as_text, table
     from clearclip.registry import import_modules
 
+    share, awaited, reports = shares(arguments)
     import_modules(arguments.modules)
-    check_workbook(arguments.results)
+    check_outputs(arguments)
     if arguments.markdown:
         check_writable(arguments.markdown)
     runs, missing = plan(arguments)
-    results, failed = evaluate_all(runs, arguments.results)
-    if results:
-        rows = table(results)
+    for error in missing:
+        print(f"missing: {error}", file=sys.stderr)
+    job = Job(runs, (), Path(arguments.records), share, reports, awaited, arguments.fresh)
+    found, failed = evaluate_runs(job, arguments.results) if runs else ([], [])
+    if found:
+        rows = table(found)
         print(as_text(rows))
+        if arguments.grid:
+            print(as_grid(arguments.grid, found))
         print(f"results in {arguments.results}")
         if arguments.markdown:
             with atomic_write(arguments.markdown) as temporary:
                 temporary.write_text(as_markdown(rows) + "\n", encoding="utf-8")
-    for error in missing:
-        print(f"missing: {error}", file=sys.stderr)
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
-    if failed or not results or (missing and arguments.datasets):
+    if failed or not runs or (missing and arguments.datasets):
         raise SystemExit(2)
+
+
+def grid(text: str) -> list[str]:
+    """Every cell of a grid: "A:x=1|2,y=3|4" is "A:x=1,y=3", "A:x=1,y=4", "A:x=2,y=3" and "A:x=2,y=4".
+
+    Raises UserError for a grid of nothing.
+    """
+    name, colon, rest = text.partition(":")
+    if not colon or "|" not in rest:
+        raise UserError(f"--grid {text!r} must give options several values, such as ClearCLIP:attention=qq|kk")
+    return [f"{name}:{','.join(cell)}" for cell in product(*axes(rest).values())]
+
+
+def axes(options: str) -> dict[str, list[str]]:
+    """The options of a grid, each with the written forms of its values: {"x": ["x=1", "x=2"]}."""
+    written = {}
+    for option in split(options, ","):
+        key, _, values = option.partition("=")
+        written[key.strip()] = [f"{key.strip()}={value.strip()}" for value in values.split("|")]
+    return written
+
+
+def as_grid(text: str, results: list["Result"]) -> str:
+    """mIoU of a grid's cells, for each data set: the first option down, the others across."""
+    from clearclip.spec import Spec
+
+    name, _, rest = text.partition(":")
+    first, *others = axes(rest).values()
+    scores = {(result["dataset"], result["method"]): result["mIoU"] for result in results}
+    blocks = []
+    for dataset in dict.fromkeys(result["dataset"] for result in results):
+        lines = [[dataset, *(" ".join(cell) for cell in product(*others))]]
+        for value in first:
+            methods = [str(Spec.parse(f"{name}:{','.join((value, *cell))}")) for cell in product(*others)]
+            found = [scores.get((dataset, method)) for method in methods]
+            lines.append([value, *("" if score is None else f"{score:.2f}" for score in found)])
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        blocks.append("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
+    return "\n\n".join(blocks)

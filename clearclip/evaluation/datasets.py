@@ -2,20 +2,19 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmseg.datasets import BaseSegDataset, COCOStuffDataset, PascalVOCDataset
 from mmseg.registry import DATASETS
 
 from clearclip.errors import UserError
+from clearclip.images import SUFFIXES
 from clearclip.vocabulary import load_vocabulary
 
 if TYPE_CHECKING:
     from clearclip.evaluation.run import Run
-
-PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 @DATASETS.register_module()
@@ -24,7 +23,7 @@ class PascalVOC20Dataset(PascalVOCDataset):
 
     METAINFO: ClassVar = {key: values[1:] for key, values in PascalVOCDataset.METAINFO.items()}
 
-    def __init__(self, ann_file, reduce_zero_label=True, **kwargs):
+    def __init__(self, ann_file: str, reduce_zero_label: bool = True, **kwargs: Any):
         super().__init__(ann_file, reduce_zero_label=reduce_zero_label, **kwargs)
 
 
@@ -37,7 +36,7 @@ class COCOObjectDataset(BaseSegDataset):
         "palette": [[0, 0, 0], *COCOStuffDataset.METAINFO["palette"][:80]],
     }
 
-    def __init__(self, seg_map_suffix="_instanceTrainIds.png", **kwargs):
+    def __init__(self, seg_map_suffix: str = "_instanceTrainIds.png", **kwargs: Any):
         super().__init__(seg_map_suffix=seg_map_suffix, **kwargs)
 
 
@@ -45,13 +44,13 @@ class COCOObjectDataset(BaseSegDataset):
 class LargeVocabularyDataset(BaseSegDataset):
     """Hundreds of classes, named by a class file in `data_root`, whose lines the labels index; 65535 is ignored."""
 
-    def __init__(self, class_file: str, data_root: str, ignore_index: int = 65535, **kwargs):
+    def __init__(self, class_file: str, data_root: str, ignore_index: int = 65535, **kwargs: Any):
         classes = load_vocabulary(Path(data_root) / class_file).classes
         super().__init__(metainfo=dict(classes=classes), data_root=data_root, ignore_index=ignore_index, **kwargs)
 
 
 @contextlib.contextmanager
-def building(run: "Run"):
+def building(run: "Run") -> Iterator[None]:
     """Turn what MMEngine raises for a config that it cannot build into a UserError."""
     try:
         yield
@@ -111,12 +110,12 @@ def left_aside(dataset: BaseSegDataset) -> str:
     samples = dataset.load_data_list()
     taken = {Path(sample[key]) for sample in samples for key in ("img_path", "seg_map_path")}
     folder = Path(dataset.data_prefix["img_path"])
-    pictures = (path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.name[0] != ".")
+    pictures = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
     others = sorted(path for path in pictures if path not in taken)
     if not others:
         return ""
     example, suffix = others[0].name, dataset.img_suffix
-    return f"{len(others)} pictures in {folder} are left aside, such as {example}: img_suffix is {suffix}"
+    return f"pictures in {folder} left aside, as img_suffix is {suffix}: {len(others)}, such as {example}"
 
 
 def whole_size(run: "Run") -> int:
@@ -125,7 +124,7 @@ def whole_size(run: "Run") -> int:
         return len(_build(run, indices=None).load_data_list())
 
 
-def _build(run: "Run", **settings) -> BaseSegDataset:
+def _build(run: "Run", **settings: Any) -> BaseSegDataset:
     """The test set with other settings and without its pipeline, its files not yet listed."""
     settings = {**run.config.test_dataloader.dataset, "pipeline": [], "lazy_init": True, **settings}
     return DATASETS.build({**settings, "_scope_": "mmseg"})

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import inspect
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,16 +12,31 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from mmseg.registry import DATASETS, METRICS
+
 import clearclip
 from clearclip.backbones import Backbone, load_backbone
+from clearclip.evaluation.confusion import Confusions
+from clearclip.evaluation.datasets import building, check_dataset
 from clearclip.evaluation.passes import Benchmark, Pass, Work, evaluate, plan
 from clearclip.evaluation.progress import Progress
 from clearclip.evaluation.results import Result, write_result
-from clearclip.evaluation.run import Run, backbone_settings, default_work_dir, describe, open_benchmark, write_config
+from clearclip.evaluation.run import (
+    NUMBERS,
+    SCORES,
+    Run,
+    backbone_settings,
+    check_classes,
+    default_work_dir,
+    describe,
+    versions,
+    write_config,
+)
 from clearclip.evaluation.shards import Shards, Share
-from clearclip.evaluation.statistics import bootstrap, scores
-from clearclip.methods import Method
-from clearclip.refine import Refinement
+from clearclip.methods import METHODS
+from clearclip.refine import REFINEMENTS
+from clearclip.registry import Choice, Registry
 from clearclip.segmenter import Segmenter
 from clearclip.text import Queries
 from clearclip.vocabulary import load_vocabulary
@@ -40,17 +56,19 @@ class Job:
         work_dirs: where each leaves its result; by default its own below work_dirs/.
         records: the folder of records.
         share: the part of the images that this process counts.
+        reports: whether it makes the results; of processes that a launcher started, one does.
+        awaited: the part whose images it waits for before it does, its own by default.
         fresh: count again what is counted already.
-        wait: whether this process waits for the others, to report.
-        show_dir: a folder for pictures of what was seen, or None.
+        show_dir: a folder for pictures of what was seen.
     """
 
     runs: Sequence[Run]
     work_dirs: Sequence[Path | None] = ()
     records: Path = RECORDS
     share: Share = field(default_factory=Share)
+    reports: bool = True
+    awaited: Share | None = None
     fresh: bool = False
-    wait: bool = False
     show_dir: Path | None = None
 
 
@@ -99,9 +117,7 @@ def evaluate_all(job: Job) -> Iterator[Outcome]:
     progress.close()
 
 
-def _evaluate_pass(
-    job: Job, one: Pass, backbone: Backbone, shards: Shards, progress: Progress
-) -> Iterator[Outcome]:
+def _evaluate_pass(job: Job, one: Pass, backbone: Backbone, shards: Shards, progress: Progress) -> Iterator[Outcome]:
     works, failed = _prepare(job, one, backbone, shards)
     yield from failed
     loader = one.runs[0].config.test_dataloader
@@ -110,14 +126,18 @@ def _evaluate_pass(
     for work in works:
         if work.error is not None:
             yield Outcome(work.run, error=work.error)
-            continue
-        if job.wait:
-            while work.ledger.missing(work.benchmark.samples):
-                time.sleep(POLL_SECONDS)
-        elif job.share.count > 1 and work.ledger.missing(work.benchmark.samples):
+        elif job.reports and _complete(job, one, work):
+            yield Outcome(work.run, result=finish(job, work))
+        else:
             yield Outcome(work.run)
-            continue
-        yield Outcome(work.run, result=finish(job, work))
+
+
+def _complete(job: Job, one: Pass, work: Work) -> bool:
+    """Whether all images of a run are counted, once those that are awaited are."""
+    if job.awaited:
+        while work.ledger.missing(one.samples(work.position, job.awaited)):
+            time.sleep(POLL_SECONDS)
+    return not work.ledger.missing(work.benchmark.samples)
 
 
 def _prepare(job: Job, one: Pass, backbone: Backbone, shards: Shards) -> tuple[list[Work], list[Outcome]]:
@@ -130,16 +150,17 @@ def _prepare(job: Job, one: Pass, backbone: Backbone, shards: Shards) -> tuple[l
             benchmark = one.benchmarks[position]
             segmenter = build_segmenter(run, backbone, made)
             queries = _queries(run, segmenter, texts)
-            ledger = shards.ledger(identity(run, segmenter, queries, benchmark), benchmark.classes, meta(run))
-            mine = [
-                benchmark.samples[i] for p in job.share.take(one.pictures) if (i := p.places.get(position)) is not None
-            ]
+            meta = {"config": str(run.path), "versions": versions()}
+            ledger = shards.ledger(identity(run, segmenter, queries, benchmark), benchmark.classes, meta)
+            mine = one.samples(position, job.share)
             if job.fresh:
                 ledger.clear(mine)
             missing = ledger.missing(mine)
             if len(missing) < len(mine):
-                say(f"{run.config.benchmark.name}, {run.method}: {len(mine) - len(missing)} of {len(mine)} images are "
-                    f"counted already (--fresh counts them again)")  # fmt: skip
+                say(
+                    f"{run.config.benchmark.name}, {run.method}: {len(mine) - len(missing)} of {len(mine)} images are "
+                    "counted already; --fresh counts them again"
+                )
             decoder = segmenter.decoder(queries)
             works.append(Work(run, segmenter, queries, decoder, benchmark, position, ledger, set(missing)))
         except Exception as error:
@@ -147,14 +168,58 @@ def _prepare(job: Job, one: Pass, backbone: Backbone, shards: Shards) -> tuple[l
     return works, failed
 
 
+def open_benchmark(run: Run, opened: dict[str, Benchmark]) -> Benchmark:
+    """The images and labels of a run; `opened` holds those of the runs before.
+
+    Raises UserError, naming what is missing, unless all files are there and the classes are those of the class file.
+    """
+    settings, ignore_index = run.config.test_dataloader.dataset, run.config.test_evaluator.get("ignore_index", 255)
+    key = repr((settings, ignore_index))
+    if key not in opened:
+        check_dataset(run)
+        with building(run):
+            dataset = DATASETS.build({**settings, "_scope_": "mmseg"})
+        root = Path(settings.data_root).absolute()
+        pictures = [Path(dataset.get_data_info(index)["img_path"]).absolute() for index in range(len(dataset))]
+        samples = tuple(Path(os.path.relpath(path, root)).as_posix() for path in pictures)
+        opened[key] = Benchmark(settings, dataset, ignore_index, samples)
+    check_classes(run)
+    return opened[key]
+
+
+def measured(run: Run, benchmark: Benchmark, confusions: Confusions, pixels: Sequence[int]) -> dict[str, Any]:
+    """Scores of a run, in percent, by its own evaluator, from the counts and sizes of its images.
+
+    Raises UserError for label maps that cannot be what they were meant to be.
+    """
+    with building(run):
+        metric = METRICS.build({**run.config.test_evaluator, "_scope_": "mmseg"})
+    metric.dataset_meta = benchmark.dataset.metainfo
+    areas = confusions.areas()
+    ignored = np.array(pixels) - areas[:, 3].sum(axis=1)
+    rows = np.concatenate(
+        [areas.reshape(len(areas), -1), np.zeros((len(areas), 1), np.int64), ignored[:, None]], axis=1
+    )
+    metric.size = len(rows)
+    found = metric.compute_metrics(list(rows))
+    others = {name: value for name, value in found.items() if name not in SCORES and isinstance(value, int | float)}
+    named = {name: found[name] for name in ("mIoU", "aAcc", "mAcc", "interval")}
+    return {**named, "per_class_IoU": found["IoU"], "metrics": others}
+
+
 def build_segmenter(run: Run, backbone: Backbone, made: dict[str, Any]) -> Segmenter:
-    """The segmenter of a run; `made` holds methods and refinements by their written form, for runs that share them."""
-    settings = {key: value for key, value in run.config.model.items() if key not in ("type", "vocabulary", "method")}
-    parts: tuple[Method, list[Refinement]] = made.get(run.method) or run.spec.create(backbone)
-    key = str(run.spec.method)
-    method = made.setdefault(key, parts[0])
-    made[run.method] = method, parts[1]
-    return Segmenter(method=method, refinements=parts[1], **settings | {"backbone": backbone})
+    """The segmenter of a run; `made` holds methods and refinements as they are written, for runs that share them."""
+
+    def create(registry: Registry[Any], choice: Choice[Any]) -> Any:
+        key = f"{registry.kind} {choice}"
+        if key not in made:
+            made[key] = registry.create(choice, backbone)
+        return made[key]
+
+    settings = {key: value for key, value in run.config.model.items() if key not in ("type", "vocabulary")}
+    method = create(METHODS, run.spec.method)
+    refinements = [create(REFINEMENTS, choice) for choice in run.spec.refinements]
+    return Segmenter(**settings | {"method": method, "refinements": refinements, "backbone": backbone})
 
 
 def _queries(run: Run, segmenter: Segmenter, texts: dict[str, Queries]) -> Queries:
@@ -195,23 +260,28 @@ def identity(run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchm
 def source_hash(types: tuple[type, ...] = ()) -> str:
     """SHA-256 of the package's source and of the files that define `types`: code that changed starts new records."""
     package = Path(clearclip.__file__).parent
-    files = {path for path in package.rglob("*.py") if path.parts[len(package.parts)] not in ("cli", "configs")}
+    files = {path for path in package.rglob("*.py") if path.relative_to(package).parts[0] not in ("cli", "configs")}
     files |= {Path(inspect.getfile(one)) for one in types if one.__module__ != "__main__"}
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+    digests = sorted(hashlib.sha256(path.name.encode() + path.read_bytes()).hexdigest() for path in files)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def finish(job: Job, work: Work) -> Result:
     """The result of a run all of whose images are counted; also written into its work dir."""
     run, samples = work.run, work.benchmark.samples
-    seconds = work.ledger.seconds(samples)
-    result = describe(run, work.segmenter) | measured(run, work.benchmark, work.ledger.confusions(samples)) | dict(
-        date=datetime.now().astimezone().isoformat(timespec="seconds"),
-        images=len(samples),
-        seconds=round(seconds, 2),
-        images_per_second=round(len(samples) / seconds, 3) if seconds else None,
+    images = work.ledger.images(samples)
+    seconds = sum(image.seconds or 0.0 for image in images)
+    pixels = [image.size[0] * image.size[1] for image in images]
+    found = measured(run, work.benchmark, work.ledger.confusions(samples), pixels)
+    result = (
+        describe(run, work.segmenter)
+        | found
+        | dict(
+            date=datetime.now().astimezone().isoformat(timespec="seconds"),
+            images=len(images),
+            seconds=round(seconds, 2),
+            images_per_second=round(len(images) / seconds, 3) if seconds else 0.0,
+        )
     )
     folder = work_dir(job, run)
     write_result(result, folder)

@@ -10,10 +10,9 @@ from mmseg.registry import TRANSFORMS
 from PIL import Image
 
 from clearclip.errors import UserError
-from clearclip.images import read_image
+from clearclip.images import orientation, read_image, read_stored
 
 REMEDY = "convert it again, see datasets/README.md"
-ORIENTATION = 0x0112  # EXIF's tag; 1 is upright, 5 to 8 exchange height and width
 
 
 @TRANSFORMS.register_module()
@@ -25,14 +24,14 @@ class LoadImage(BaseTransform):
     that is no picture.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.said = torch.zeros(1, dtype=torch.bool).share_memory_()  # one for all workers of a loader
 
     def transform(self, results: dict) -> dict:
         path, label_map = results["img_path"], results.get("seg_map_path")
         image = read_image(path)
-        if label_map and _orientation(path) != 1 and _is_stored(path, label_map):
-            image = _stored_pixels(path)
+        if label_map and orientation(path) != 1 and _is_stored(path, label_map):
+            image = read_stored(path)
             self._say(path)
         results["img"] = image[..., ::-1]
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
@@ -44,14 +43,6 @@ class LoadImage(BaseTransform):
             print(f"{path} has an EXIF orientation, its label map has not: pixels count as stored", file=sys.stderr)
 
 
-def _orientation(path: str) -> int:
-    try:
-        with Image.open(path) as image:
-            return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # no picture of Pillow's, or a damaged header: nothing turns it then
-        return 1
-
-
 def _is_stored(path: str, label_map: str) -> bool:
     """Whether a label map is of a turned picture's pixels as stored, not as shown."""
     try:
@@ -59,14 +50,6 @@ def _is_stored(path: str, label_map: str) -> bool:
             return not (labels.size == image.size[::-1] != image.size)
     except Exception:  # LoadLabels says what is wrong with it
         return False
-
-
-def _stored_pixels(path: str) -> np.ndarray:
-    """RGB [H, W, 3], whatever the EXIF orientation."""
-    import cv2
-
-    bgr = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return bgr[..., ::-1]
 
 
 @TRANSFORMS.register_module()

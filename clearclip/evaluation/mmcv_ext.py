@@ -7,17 +7,19 @@ import time. Wheels of it exist for few torch versions; the lite package has non
 import importlib.util
 import sys
 import types
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
+from typing import NoReturn
 
 
 class _MissingExtension(types.ModuleType):
     """Has every operator's name; each raises only when it is called."""
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
         if name.startswith("__"):  # the import system asks for __path__, __file__ and the like
             raise AttributeError(name)
 
-        def missing(*args, **kwargs):
+        def missing(*args: object, **kwargs: object) -> NoReturn:
             raise RuntimeError(
                 f"mmcv.ops needs the compiled operator {name!r}, which mmcv-lite does not have: "
                 "install the full `mmcv` built for this version of torch"

@@ -28,7 +28,7 @@ from clearclip.errors import UserError
 from clearclip.evaluation.confusion import Confusion
 from clearclip.evaluation.records import ImageRecord
 from clearclip.evaluation.run import Run, backbone_settings
-from clearclip.evaluation.shards import Ledger
+from clearclip.evaluation.shards import Ledger, Share
 from clearclip.segmenter import Segmenter, look_together
 from clearclip.text import Queries
 
@@ -77,6 +77,11 @@ class Pass:
     benchmarks: list[Benchmark]
     benchmark_of: list[int]
     pictures: list[Picture]
+
+    def samples(self, position: int, share: Share) -> list[str]:
+        """The samples of a benchmark that are in a share of the pictures."""
+        places = [picture.places.get(position) for picture in share.take(self.pictures)]
+        return [self.benchmarks[position].samples[place] for place in places if place is not None]
 
     def __str__(self) -> str:
         names = dict.fromkeys(run.config.benchmark.name for run in self.runs)
@@ -318,8 +323,8 @@ def _record(work: Work, picture: Picture, loaded: Loaded, counts: np.ndarray, se
     classes = len(work.benchmark.classes)
     if not counts[-1]:
         raise UserError(
-            f"{work.run.method} gives scores that are not finite for {sample.img_path}: use precision fp32, and weights "
-            "and options without NaN or infinity"
+            f"{work.run.method} gives scores that are not finite for {sample.img_path}: use precision fp32, and "
+            "weights and options without NaN or infinity"
         )
     if counts[-2]:
         raise UserError(_strange_label(work, sample))

@@ -4,26 +4,19 @@ import difflib
 import inspect
 import os
 import platform
-import tempfile
-import time
 import zlib
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from pprint import pformat
 from typing import Any
 
 import torch
-from mmengine.dist import init_dist, is_main_process
-from mmengine.runner import Runner
 
 import clearclip
-from clearclip.backbones import Backbone, load_backbone
+from clearclip.backbones import Backbone
 from clearclip.config import Settings, check_pipeline, find_config, import_custom_modules, override, read_config
 from clearclip.errors import UserError
-from clearclip.evaluation.datasets import building, check_dataset, one_line, whole_size
-from clearclip.evaluation.results import Result, write_result
-from clearclip.evaluation.segmentor import OpenVocabSegmentor
+from clearclip.evaluation.datasets import check_dataset, one_line, whole_size
 from clearclip.paths import atomic_write
 from clearclip.segmenter import Segmenter, check_settings
 from clearclip.spec import Spec
@@ -33,6 +26,7 @@ from clearclip.weights import EMBEDDED
 NUMBERS = ("short_side", "crop", "stride", "logit_scale", "threshold", "area_threshold")
 REQUIRED = {"method", "backbone", "pretrained", "vocabulary", *NUMBERS}
 PROTOCOL = (*NUMBERS, "templates", "vocabulary")  # and the pipeline; who alters these has a protocol of their own
+SCORES = {"mIoU", "aAcc", "mAcc", "interval", "IoU"}  # what a result keeps by name
 INDICES = "test_dataloader.dataset.indices"  # which images of the data set count
 
 
@@ -155,7 +149,7 @@ def default_work_dir(run: Run) -> Path:
     return Path("work_dirs") / benchmark.protocol / benchmark.name / safe
 
 
-def _brief(value) -> str:
+def _brief(value: Any) -> str:
     """A number, a name or the stem of a path as it is, anything longer as its checksum."""
     text = Path(value).stem if isinstance(value, str) else str(value)
     return text if len(text) <= 24 else f"{zlib.crc32(text.encode()):08x}"
@@ -173,51 +167,6 @@ def backbone_settings(run: Run) -> dict[str, Any]:
     )
 
 
-def _join_processes(launcher: str) -> None:
-    if launcher == "none":
-        return
-    if launcher == "pytorch" and "RANK" not in os.environ:
-        raise UserError("launcher pytorch needs torchrun's environment; start with dist_test.sh")
-    if torch.cuda.is_available():
-        init_dist(launcher)
-    elif launcher == "pytorch":  # MMEngine's own start would pick a CUDA device for each process
-        torch.distributed.init_process_group("gloo")
-    else:
-        raise UserError(f"launcher {launcher} needs GPUs; without them use dist_test.sh or --launcher pytorch")
-
-
-def evaluate(
-    run: Run,
-    work_dir: str | Path | None = None,
-    show_dir: str | Path | None = None,
-    launcher: str = "none",
-    backbone: Backbone | None = None,
-) -> Result | None:
-    """Evaluate one run; write `result.json` and the full `config.py` into its work dir. Returns the result.
-
-    `backbone` is one that was loaded with `backbone_settings(run)`, for runs that share it. With a `launcher`, rank 0
-    alone writes and returns the result; the others return None. Raises UserError for data, weights or names that are
-    not there, before anything slow is done.
-    """
-    check_classes(run)
-    _join_processes(launcher)
-    segmentor = build_segmentor(run, backbone or load_backbone(**backbone_settings(run)))
-    with building(run):
-        record = _describe(run, segmentor)  # before the run, which it could cost
-    measured = _measure(run, segmentor, show_dir, launcher)
-    main_process = is_main_process()
-    if launcher != "none":
-        torch.distributed.destroy_process_group()
-    if not main_process:
-        return None
-    record |= measured
-    result = Result(**{key: record[key] for key in Result.__annotations__})
-    work_dir = Path(work_dir or default_work_dir(run))
-    write_result(result, work_dir)
-    _write_config(run, work_dir / "config.py")
-    return result
-
-
 def check_classes(run: Run) -> None:
     """Raise UserError unless the data set is on the disk and its classes are as many as those of the class file."""
     classes = check_dataset(run).metainfo.get("classes", ())
@@ -230,56 +179,7 @@ def check_classes(run: Run) -> None:
         )
 
 
-def build_segmentor(run: Run, backbone: Backbone) -> OpenVocabSegmentor:
-    """The segmentor of a run on a loaded backbone."""
-    settings = {key: value for key, value in run.config.model.items() if key != "type"}
-    return OpenVocabSegmentor(**settings | {"method": run.spec, "backbone": backbone})
-
-
-def _measure(run: Run, segmentor: OpenVocabSegmentor, show_dir, launcher: str) -> dict[str, Any]:
-    """What of a result only the run can tell."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        with building(run):
-            runner = _build_runner(run, segmentor, scratch, show_dir, launcher)
-            images = len(runner.test_loop.dataloader.dataset)  # builds both, outside of what is timed
-        start = time.perf_counter()
-        metrics = _test(runner)
-        seconds = time.perf_counter() - start
-    if not is_main_process():
-        return {}
-    return dict(
-        date=datetime.now().astimezone().isoformat(timespec="seconds"),
-        mIoU=metrics["mIoU"],
-        aAcc=metrics["aAcc"],
-        mAcc=metrics["mAcc"],
-        per_class_IoU=metrics["IoU"],
-        images=images,
-        seconds=round(seconds, 2),
-        images_per_second=round(images / seconds, 3),
-    )
-
-
-def _build_runner(run: Run, segmentor: OpenVocabSegmentor, scratch: str, show_dir, launcher: str) -> Runner:
-    config = run.config
-    return Runner(
-        model=segmentor,
-        work_dir=scratch,  # MMEngine would leave a folder with an empty log for each run
-        test_dataloader=config.test_dataloader,
-        test_evaluator=config.test_evaluator,
-        test_cfg=config.test_cfg,
-        default_hooks=config.default_hooks,
-        custom_hooks=[dict(type="SaveOverlayHook", folder=str(show_dir))] if show_dir else None,
-        env_cfg=config.env_cfg,
-        log_level=config.log_level,
-        visualizer=dict(config.visualizer),  # a copy, for the runner writes into it
-        launcher=launcher,
-        default_scope=config.default_scope,
-        experiment_name=Path(scratch).name,  # MMEngine wants no two runs of one name
-        cfg=dict(model_wrapper_cfg=dict(type="Unwrapped")),
-    )
-
-
-def _write_config(run: Run, path: Path) -> None:
+def write_config(run: Run, path: Path) -> None:
     """All settings of a run as a config that repeats it, and that knows what was altered."""
     benchmark = run.config.benchmark | ({"altered": run.altered} if run.altered else {})
     settings = {**run.config, "benchmark": benchmark}
@@ -288,20 +188,10 @@ def _write_config(run: Run, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _test(runner: Runner) -> dict:
-    """`runner.test()`, whose loader's workers hand on a UserError with a traceback for a message."""
-    try:
-        return runner.test()
-    except UserError as error:
-        message = str(error).rpartition("UserError: ")[2].strip()
-        error.__traceback__ = None  # its frames keep the workers; collected as garbage, those would end 5 seconds late
-    raise UserError(message)
-
-
-def _describe(run: Run, segmentor: OpenVocabSegmentor) -> dict[str, Any]:
+def describe(run: Run, segmenter: Segmenter) -> dict[str, Any]:
     """All of a result that is known before the run."""
-    model, benchmark, segmenter = run.config.model, run.config.benchmark, segmentor.segmenter
-    backbone, text = segmenter.backbone, _text_source(run, segmentor)
+    model, benchmark = run.config.model, run.config.benchmark
+    backbone, text = segmenter.backbone, _text_source(run, segmenter.backbone)
     # Published numbers are those of OpenAI's weights, or of a copy of them, under the protocol as it stands.
     comparable = backbone.tag in ("openai", EMBEDDED) and text != "student" and not run.altered
     published = benchmark.get("published", {}).get(backbone.name, {}) if comparable else {}
@@ -319,7 +209,7 @@ def _describe(run: Run, segmentor: OpenVocabSegmentor) -> dict[str, Any]:
         published_source=benchmark.get("source", {}).get(run.method) if run.method in published else None,
         device=_device_name(segmenter.device),
         precision=str(backbone.dtype).removeprefix("torch."),
-        versions=_versions(),
+        versions=versions(),
         config=str(run.path),
         settings=dict(
             resize=segmenter.resizer,
@@ -331,10 +221,10 @@ def _describe(run: Run, segmentor: OpenVocabSegmentor) -> dict[str, Any]:
     )
 
 
-def _text_source(run: Run, segmentor: OpenVocabSegmentor) -> str:
+def _text_source(run: Run, backbone: Backbone) -> str:
     if run.config.model.get("text_embeddings"):
         return Path(run.config.model.text_embeddings).name
-    return "student" if segmentor.segmenter.backbone.text_stand_in else Path(run.config.model.templates).name
+    return "student" if backbone.text_stand_in else Path(run.config.model.templates).name
 
 
 def _device_name(device: torch.device) -> str:
@@ -343,7 +233,7 @@ def _device_name(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()}, {os.cpu_count()} cores)"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     import cv2
     import mmcv
     import mmengine

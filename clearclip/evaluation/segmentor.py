@@ -4,23 +4,30 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import HOOKS, MODEL_WRAPPERS
+from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from mmseg.evaluation import IoUMetric
 from mmseg.models import BaseSegmentor
 from mmseg.registry import METRICS, MODELS
-from torch import Tensor
+from mmseg.structures import SegDataSample
+from PIL import Image
+from torch import Tensor, nn
 
 from clearclip.errors import UserError
 from clearclip.evaluation.loading import REMEDY
+from clearclip.evaluation.statistics import bootstrap
 from clearclip.segmenter import Segmenter
 from clearclip.visualize import overlay, sheet
 from clearclip.vocabulary import load_vocabulary
+
+METRIC_NAMES = {"mIoU", "mDice", "mFscore"}
 
 
 class AsLoaded(BaseDataPreprocessor):
@@ -38,13 +45,13 @@ class OpenVocabSegmentor(BaseSegmentor):
     resizes the images. Those of a batch may differ in size.
     """
 
-    def __init__(self, vocabulary: str, **settings):
+    def __init__(self, vocabulary: str, **settings: Any):
         super().__init__(data_preprocessor=AsLoaded())
         self.segmenter = Segmenter(**settings)
         self.vocabulary = load_vocabulary(vocabulary)
         self.queries = self.segmenter.queries(self.vocabulary)
 
-    def predict(self, inputs, data_samples):
+    def predict(self, inputs: Sequence[Tensor], data_samples: Sequence[SegDataSample]) -> Sequence[SegDataSample]:
         """A list of BGR images [3, H, W], uint8, to its data samples with `pred_sem_seg` [1, H, W] set.
 
         Their `finite` says whether the scores were, a tensor that the metric reads when the device has come so far.
@@ -59,16 +66,16 @@ class OpenVocabSegmentor(BaseSegmentor):
             sample.set_metainfo({"finite": finite})
         return data_samples
 
-    def encode_decode(self, inputs, batch_data_samples):
+    def encode_decode(self, inputs: Any, batch_data_samples: Any) -> NoReturn:
         raise NotImplementedError("there is no decode head; use predict")
 
-    def extract_feat(self, inputs):
+    def extract_feat(self, inputs: Any) -> NoReturn:
         raise NotImplementedError("windows have features, images have not; see Segmenter.features")
 
-    def loss(self, inputs, data_samples):
+    def loss(self, inputs: Any, data_samples: Any) -> NoReturn:
         raise NotImplementedError("nothing here is trained")
 
-    def _forward(self, inputs, data_samples=None):
+    def _forward(self, inputs: Any, data_samples: Any = None) -> NoReturn:
         raise NotImplementedError("use predict")
 
 
@@ -76,7 +83,7 @@ class OpenVocabSegmentor(BaseSegmentor):
 class Unwrapped:
     """In place of DistributedDataParallel, which refuses a model without gradients."""
 
-    def __new__(cls, module):
+    def __new__(cls, module: nn.Module) -> nn.Module:  # type: ignore[misc]
         return module
 
 
@@ -84,8 +91,9 @@ class Unwrapped:
 class ClassIoUMetric(IoUMetric):
     """MMSeg's IoUMetric that also returns each class's IoU, and counts pixels in integers, on their device.
 
-    Returns mIoU, aAcc, mAcc in percent, the mean over classes that occur, and `IoU`, a dict by class name with
-    NaN for a class that is neither in the ground truth nor predicted.
+    Returns mIoU, aAcc, mAcc in percent, the mean over classes that occur; `interval`, half the width of mIoU's 95 %
+    interval over images; and `IoU`, a dict by class name with NaN for a class that is neither in the ground truth nor
+    predicted. `iou_metrics` may add mDice, and mFscore with mPrecision and mRecall.
 
     Raises UserError, naming the label map, for a label that is no class nor ignored and for a size that is not its
     image's; for scores that were not finite; and at the end where no pixel is labelled or an image is missing.
@@ -93,9 +101,13 @@ class ClassIoUMetric(IoUMetric):
 
     default_prefix = ""
 
-    def __init__(self, collect_device="gpu", **kwargs):
+    def __init__(self, iou_metrics: str | Sequence[str] = "mIoU", collect_device: str = "gpu", **kwargs: Any):
+        names = [iou_metrics] if isinstance(iou_metrics, str) else iou_metrics
+        for name in set(names) - METRIC_NAMES:
+            raise ValueError(f"no metric {name!r} in iou_metrics; there are {', '.join(sorted(METRIC_NAMES))}")
         # "gpu" means: through the process group, GPU or not; "cpu" leaves a folder of pickles where we stand.
-        super().__init__(collect_device=collect_device, **kwargs)
+        super().__init__(iou_metrics=["mIoU", *names], collect_device=collect_device, **kwargs)
+        self.results: list
         self.unchecked: list[tuple[dict, Tensor]] = []
         self.size = 0
 
@@ -165,19 +177,18 @@ class ClassIoUMetric(IoUMetric):
         classes = [name.strip() for name in self.dataset_meta["classes"]]
         if len(results) < self.size:
             raise UserError(f"{len(results)} of {self.size} images were counted; let the sampler and loader give all")
-        counts = torch.from_numpy(np.sum(results, axis=0))
-        areas, ignored = counts[:-2].view(4, len(classes)), int(counts[-1])
-        self._check_truth(areas[3], ignored)
-        metrics = self.total_area_to_metrics(*areas.double(), self.metrics, self.nan_to_num, self.beta)
-        iou, accuracy = (torch.as_tensor(metrics[key]).double() * 100 for key in ("IoU", "Acc"))
-        return {
-            "mIoU": iou.nanmean().item(),
-            "aAcc": float(metrics["aAcc"]) * 100,
-            "mAcc": accuracy.nanmean().item(),
-            "IoU": dict(zip(classes, iou.tolist())),
-        }
+        counts = np.stack(results)
+        areas = counts[:, :-2].reshape(len(results), 4, len(classes))
+        self._check_truth(areas[:, 3].sum(axis=0), counts[:, -1].sum())
+        total = torch.from_numpy(areas.sum(axis=0)).double()
+        values = self.total_area_to_metrics(*total, self.metrics, self.nan_to_num, self.beta)
+        percent = {name: torch.as_tensor(value).double() * 100 for name, value in values.items()}
+        accuracy, iou = percent.pop("aAcc").item(), percent["IoU"]
+        means = {f"m{name}": value.nanmean().item() for name, value in percent.items()}
+        interval = bootstrap(areas).mIoU.half_width
+        return {**means, "aAcc": accuracy, "interval": interval, "IoU": dict(zip(classes, iou.tolist()))}
 
-    def _check_truth(self, truth: Tensor, ignored: int) -> None:
+    def _check_truth(self, truth: np.ndarray, ignored: int) -> None:
         """Raise UserError for label maps that cannot be what they were meant to be; `truth` [C] counts pixels."""
         if not truth.sum():
             raise UserError(f"no pixel has a label: the label maps hold nothing but the ignored {self.ignore_index}")
@@ -203,7 +214,9 @@ class SaveOverlayHook(Hook):
         self.folder = Path(folder)
         self.said = False
 
-    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=()):
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[SegDataSample] = ()
+    ) -> None:
         dataset = runner.test_dataloader.dataset
         for image, sample in zip(data_batch["inputs"], outputs):
             inside = os.path.relpath(sample.img_path, dataset.data_prefix["img_path"])
@@ -215,10 +228,14 @@ class SaveOverlayHook(Hook):
                     print(f"no picture {path} ({error}); the evaluation goes on", file=sys.stderr)
                 self.said = True
 
-    def _save(self, image: Tensor, sample, names: Sequence[str], path: Path) -> None:
+    def _save(self, image: Tensor, sample: SegDataSample, names: Sequence[str], path: Path) -> None:
         """`image` is BGR [3, H, W], as it was loaded."""
         rgb = image.flip(0).permute(1, 2, 0).cpu().numpy()
         truth, labels = (s.data[0].cpu().numpy() for s in (sample.gt_sem_seg, sample.pred_sem_seg))
-        pictures = [rgb, overlay(rgb, truth, names), overlay(rgb, labels, names)]
+        shown: list[tuple[str, np.ndarray | Image.Image]] = [
+            ("image", rgb),
+            ("ground truth", overlay(rgb, truth, names)),
+            ("prediction", overlay(rgb, labels, names)),
+        ]
         path.parent.mkdir(parents=True, exist_ok=True)
-        sheet([list(zip(["image", "ground truth", "prediction"], pictures))]).save(path)
+        sheet([shown]).save(path)

@@ -139,10 +139,10 @@ class Ledger:
             self.run.confusions(left)  # says what is missing
         return Confusions.join(parts, samples)
 
-    def seconds(self, samples: Sequence[str]) -> float:
-        """Seconds that the samples took, where that is known."""
-        took = {image.sample: image.seconds or 0.0 for run in self._everywhere() for image in run.images()}
-        return sum(took.get(sample, 0.0) for sample in samples)
+    def images(self, samples: Sequence[str]) -> list[ImageRecord]:
+        """The records of the samples, in their order. KeyError where one is missing."""
+        found = {image.sample: image for run in self._everywhere() for image in run.images()}
+        return [found[sample] for sample in samples]
 
     def _everywhere(self, readonly: bool = True) -> Iterator[Run]:
         """This run in the file of this process, and then in those of others, each open until the next."""
