@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from clearclip import windows
 from clearclip.backbones import Backbone, choose_device, choose_precision, load_backbone
-from clearclip.decode import LabelDecoder
+from clearclip.decode import Decoded, LabelDecoder
 from clearclip.errors import UserError
 from clearclip.images import read_image, resize_short, resized_shape
 from clearclip.methods import Method, check_features, check_scores, similarity
@@ -158,17 +159,20 @@ class Segmenter:
         several = isinstance(images, list | tuple)
         arrays = [read_image(image) for image in (images if several else [images])]
         queries = self.queries(names if isinstance(names, Vocabulary) else Vocabulary.of(names))
-        views = [self.view(torch.from_numpy(array).permute(2, 0, 1)) for array in arrays]
+        views = [
+            self.view(torch.from_numpy(array).permute(2, 0, 1), name=_file_name(image))
+            for array, image in zip(arrays, images if several else [images])
+        ]
         seen = self.look(views, queries, features)
         decoder, results = self.decoder(queries), []
         for view, dense in zip(views, seen):
             check_finite(self.method, bool(dense.finite))
-            labels, probabilities = self.decode(view, dense, queries, decoder, scores)
+            decoded = self.decode(view, dense, queries, decoder)
             results.append(
                 Segmentation(
-                    labels.cpu().numpy(),
+                    decoded.labels.cpu().numpy(),
                     queries.names,
-                    None if probabilities is None else probabilities.cpu().numpy(),
+                    decoded.probabilities.cpu().numpy() if scores else None,
                     None if dense.features is None else dense.features.cpu().numpy(),
                 )
             )
@@ -206,13 +210,16 @@ class Segmenter:
         resized = F.interpolate(image.to(self.device).float()[None], size=shape, mode="bilinear")[0]
         return (resized + 0.5).to(torch.uint8)
 
-    def view(self, image: Tensor, shape: tuple[int, int] | None = None) -> View:
-        """An RGB image [3, H, W], uint8, as methods see it, for labels of `shape`, by default the image's own."""
+    def view(self, image: Tensor, shape: tuple[int, int] | None = None, name: str | None = None) -> View:
+        """An RGB image [3, H, W], uint8, as methods see it, for labels of `shape`, by default the image's own.
+
+        `name` is the path of its file, for methods that look for what belongs to it.
+        """
         resized = self.resize(image)
         height, width = resized.shape[1:]
         plan = windows.plan(height, width, self.crop, self.stride, self.backbone.patch_size)
         wanted = shape or (image.shape[1], image.shape[2])
-        return View(self.backbone, resized, image, wanted, plan, self.window_batch, self.stitcher)
+        return View(self.backbone, resized, image, wanted, plan, self.window_batch, self.stitcher, name)
 
     def segment(
         self, images: Sequence[Tensor], queries: Queries, shapes: Sequence[tuple[int, int]] | None = None
@@ -230,7 +237,7 @@ class Segmenter:
     def labels(self, views: Sequence[View], queries: Queries) -> tuple[list[Tensor], Tensor]:
         """Labels [H, W] of each view, and whether all scores were finite, a tensor: nothing waits for the device."""
         decoder, seen = self.decoder(queries), self.look(views, queries)
-        labels = [self.decode(view, dense, queries, decoder)[0] for view, dense in zip(views, seen)]
+        labels = [self.decode(view, dense, queries, decoder).labels for view, dense in zip(views, seen)]
         return labels, torch.stack([dense.finite for dense in seen]).all()
 
     def look(self, views: Sequence[View], queries: Queries, features: bool = False) -> list["Dense"]:
@@ -249,19 +256,13 @@ class Segmenter:
         return maps
 
     @torch.inference_mode()
-    def decode(
-        self, view: View, dense: "Dense", queries: Queries, decoder: LabelDecoder, scores: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Labels [H, W] of a view, refined; with `scores` class probabilities [C, H, W] too."""
+    def decode(self, view: View, dense: "Dense", queries: Queries, decoder: LabelDecoder) -> Decoded:
+        """What the decoder makes of a view, refined."""
         maps = self.maps(view, dense, queries)
-        of_labels = [refinement for refinement in self.refinements if refinement.sees_labels]
-        labels = decoder.labels(maps)
-        if not (scores or of_labels):
-            return labels, None
-        probabilities = decoder.probabilities(maps)
-        for refinement in of_labels:
-            labels, probabilities = refinement.labels(view, labels, probabilities)
-        return labels, probabilities if scores else None
+        decoded = Decoded(decoder.labels(maps), decoder.num_classes, functools.partial(decoder.probabilities, maps))
+        for refinement in self.refinements:
+            decoded = refinement.labels(view, decoded)
+        return decoded
 
     def _scores(self, queries: Queries, trunk: Trunk) -> Tensor:
         scores = self.method.scores(trunk, queries.for_scores)
@@ -361,6 +362,10 @@ def each_window(
             for i, part in zip(members, torch.cat(parts).split([len(views[i].plan) for i in members])):
                 results[i].append(part)
     return results
+
+
+def _file_name(image: Any) -> str | None:
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
 
 
 def check_finite(method: Method, finite: bool) -> None:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,8 @@ from clearclip import windows
 from clearclip.backbones import Backbone
 from clearclip.trunk import Trunk
 from clearclip.windows import Plan, Stitcher
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class View:
         shape: (H, W) of the labels that are wanted.
         plan: where the windows lie in `image`, row by row.
         window_batch: windows that go through the network at once.
+        name: the path of its file, where it is one.
     """
 
     backbone: Backbone
@@ -34,6 +39,8 @@ class View:
     plan: Plan
     window_batch: int
     stitcher: Stitcher
+    name: str | None = None
+    _made: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @functools.cached_property
     def pixels(self) -> Tensor:
@@ -57,6 +64,12 @@ class View:
         image = F.interpolate(self.image.to(self.backbone.device).float()[None], size=(height, width), mode="bilinear")
         plan = windows.plan(height, width, self.plan.crop, self.plan.stride, self.backbone.patch_size)
         return dataclasses.replace(self, image=image[0], plan=plan)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What several readers want of this image, such as its masks, made for the first of them."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def stitch(self, features: Tensor) -> Tensor:
         """Features of all windows [n, h, w, C], averaged where they overlap, sampled once a patch: [h', w', C]."""

@@ -138,6 +138,20 @@ def tiny_backbone(tiny_folder):
 
 
 @pytest.fixture(scope="session")
+def deep_backbone(golden, tmp_path_factory):
+    """The golden network of 12 blocks, without a text tower, float32 on the CPU. It is shared: do not change it."""
+    from clearclip.backbones import load_backbone
+
+    folder = tmp_path_factory.mktemp("tiny12")
+    state = {f"visual.{key}": value for key, value in golden("tiny_vit12").items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    vision = TINY_CONFIG["vision_cfg"] | {"layers": 12}
+    config = TINY_CONFIG | {"vision_cfg": vision, "text_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    return load_backbone(f"local-dir:{folder}", device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="session")
 def names_and_text(golden):
     """Seven names, "a" to "g", and their embeddings, from the golden files."""
     from clearclip.text import TextEmbeddings

@@ -242,7 +242,7 @@ def identity(run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchm
             "backbone": backbone.name,
             "hash": backbone.content_hash,
             "position": backbone.position,
-            "others": segmenter.method.files(),
+            "others": [part.files() for part in (segmenter.method, *segmenter.refinements)],
         },
         "precision": str(backbone.dtype).removeprefix("torch."),
         "device": segmenter.device.type,

@@ -58,7 +58,10 @@ class OpenVocabSegmentor(BaseSegmentor):
 
         Their `finite` says whether the scores were, a tensor that the metric reads when the device has come so far.
         """
-        views = [self.segmenter.view(image.flip(0), sample.ori_shape) for image, sample in zip(inputs, data_samples)]
+        views = [
+            self.segmenter.view(image.flip(0), sample.ori_shape, sample.get("img_path"))
+            for image, sample in zip(inputs, data_samples)
+        ]
         labels, finite = self.segmenter.labels(views, self.queries)
         for sample, one in zip(data_samples, labels):
             sample.set_data({"pred_sem_seg": PixelData(data=one[None])})

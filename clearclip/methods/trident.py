@@ -20,11 +20,10 @@ from clearclip.attention import similarity_attention
 from clearclip.backbones import Backbone
 from clearclip.errors import UserError
 from clearclip.methods import Method, register
-from clearclip.methods.proxyclip import Eyes
 from clearclip.refine.sam import Square, fit, rounded_up
 from clearclip.trunk import Trunk
 from clearclip.view import View
-from clearclip.vision import build_timm
+from clearclip.vision import Eyes, build_timm
 from clearclip.windows import Plan, average, covering_shape
 
 Seen = tuple[Iterable[Tensor], Tensor]  # of an image: attention [N, N] of each head, and all values [heads, h, w, d]

@@ -6,6 +6,7 @@ A refinement is a file in this folder; nothing else lists it.
 from torch import Tensor
 
 from clearclip.backbones import Backbone
+from clearclip.decode import Decoded
 from clearclip.registry import Registry
 from clearclip.text import Queries
 from clearclip.view import View
@@ -17,7 +18,7 @@ class Refinement:
 
     - `features(view, features)`: before they meet text. It can follow methods whose scores are made of features;
     - `__call__(view, maps, queries)`: the maps of all queries;
-    - `labels(view, labels, probabilities)`: labels, and the probabilities of all classes, as the decoder gives them.
+    - `labels(view, decoded)`: the labels that the decoder has made of them.
 
     Refinements of features come first and those of labels last, each kind in the order that is written.
     """
@@ -33,17 +34,17 @@ class Refinement:
         """Maps of all queries [Q, H, W] at the size of the labels to maps of the same shape."""
         return maps
 
-    def labels(self, view: View, labels: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels [H, W] and class probabilities [C, H, W] to both of the same shapes and types."""
-        return labels, probabilities
+    def labels(self, view: View, decoded: Decoded) -> Decoded:
+        """Labels [H, W], as the decoder made them of the maps of all refinements, to the same."""
+        return decoded
+
+    def files(self) -> dict[str, str]:
+        """What it depends on besides the backbone's weights: the SHA-256 of files, or their versions, by name."""
+        return {}
 
     @property
     def sees_features(self) -> bool:
         return type(self).features is not Refinement.features
-
-    @property
-    def sees_labels(self) -> bool:
-        return type(self).labels is not Refinement.labels
 
 
 REFINEMENTS: Registry[Refinement] = Registry("refinement", __name__)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from clearclip.attention import self_correlating_output
 from clearclip.backbones import Backbone
+from clearclip.decode import Decoded
 from clearclip.errors import UserError
 from clearclip.refine import Refinement, register
 from clearclip.view import View, normalise
@@ -70,7 +71,7 @@ class SAM(Refinement):
         self.encoder, self.rules = encoder, Rules(coarse_threshold, minimal_area, iou_threshold)
         self.network = SAMNetwork(load_sam(model), backbone.device, backbone.dtype)
 
-    def labels(self, view: View, labels: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    def labels(self, view: View, decoded: Decoded) -> Decoded:
         network = self.network
         if self.encoder == "sam":
             image = rounded_up(view.original, self.backbone.patch_size)
@@ -83,7 +84,10 @@ class SAM(Refinement):
             return network.decode(embedding, points, boxes, mask)
 
         given = (image.shape[1], image.shape[2])
-        return redraw(labels, probabilities, decode, self.rules, given, network.square.side, network.mask_side)
+        labels, probabilities = redraw(
+            decoded.labels, decoded.probabilities, decode, self.rules, given, network.square.side, network.mask_side
+        )
+        return Decoded(labels, decoded.classes, lambda: probabilities)
 
     def own_features(self, image: Tensor) -> Tensor:
         """The RADIO backbone's features for SAM of an image [3, H, W], uint8, whole, on SAM's grid: [G, G, D'].
