@@ -251,17 +251,17 @@ def count(trunk):
             {"features": lambda t: torch.ones(6, 4, 4, 48).long()},
             r"features .* floating-point type, not \[6, 4, 4, 48\] torch.int",
         ),
-        ({"features": lambda t: None}, "not NoneType; mend its `features`"),
+        ({"features": lambda t: None}, "not NoneType; check its `features`"),
         ({"scores": lambda t: torch.ones(6, 3, 4, 4)}, r"scores \[6, 2, h, w\] .*, not \[6, 3, 4, 4\]"),
         ({"scores": lambda t: torch.ones(6, 2, 16)}, r"scores \[6, 2, h, w\] .*, not \[6, 2, 16\]"),
-        ({"scores": lambda t: [1]}, "not list; mend its `scores`"),
+        ({"scores": lambda t: [1]}, "not list; check its `scores`"),
         ({"image_features": lambda v: torch.ones(6, 8, 3)}, r"image_features \[h, w, 48\] .*, not \[6, 8, 3\]"),
         ({"image_features": lambda v: torch.ones(48)}, r"image_features \[h, w, 48\] .*, not \[48\]"),
-        ({"image_features": lambda v: None}, "not NoneType; mend its `image_features`"),
+        ({"image_features": lambda v: None}, "not NoneType; check its `image_features`"),
         ({"image_scores": lambda v: torch.ones(3, 4, 4)}, r"image_scores \[2, h, w\] .*, not \[3, 4, 4\]"),
         (
             {"image_scores": lambda v: torch.ones(2, 4, 4).bool()},
-            r"not \[2, 4, 4\] torch.bool; mend its `image_scores`",
+            r"not \[2, 4, 4\] torch.bool; check its `image_scores`",
         ),
     ],
 )
@@ -323,6 +323,11 @@ def test_any_number_of_prefix_tokens(name, kind, tiny_backbone, golden):
     backbone = kind(tiny_backbone.checkpoint, torch.device("cpu"), torch.float32)
     method, images = create_method(name, backbone), golden("inputs")["image_64x96"]
     text = method.prepare(golden("inputs")["text"], tuple(range(7)), 50.0)
+    if method.sees_images:
+        view = Segmenter(method, short_side=0).view(torch.randint(256, (3, 64, 96), dtype=torch.uint8))
+        with torch.inference_mode():
+            assert method.image_scores(view, text).isfinite().all()
+        return
     with torch.inference_mode():
         scores = method.scores(backbone.trunk(images), text)
         features = method.features(backbone.trunk(images))

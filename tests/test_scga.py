@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clearclip.decode import Decoded
 from clearclip.errors import UserError
 from clearclip.refine import Refinement
 from clearclip.refine.scga import SCGA, aggregate
@@ -67,9 +68,10 @@ def test_kinds_act_in_their_order(make, tiny_backbone, image):
     seen = []
 
     class OfLabels(Refinement):
-        def labels(self, view, labels, probabilities):
+        def labels(self, view, decoded):
+            labels, probabilities = decoded.labels, decoded.probabilities
             seen.append(("labels", tuple(labels.shape), tuple(probabilities.shape)))
-            return (labels + 1) % 7, probabilities.flip(0)
+            return Decoded((labels + 1) % 7, decoded.classes, lambda: probabilities.flip(0))
 
     class OfMaps(Refinement):
         def __call__(self, view, maps, queries):
