@@ -23,16 +23,20 @@ class Axis:
     starts: tuple[int, ...]
     size: int
     before: int  # padding before the window
-    padded: int  # size of the window with its padding, a multiple of the patch
+    padded: int  # size of the window with its padding, a multiple of the patch where the network takes all of it
     whole: bool = False  # one window for the image, its scores resized to the output in one step
 
 
-def plan_axis(length: int, crop: int, stride: int, patch: int) -> Axis:
+def plan_axis(length: int, crop: int, stride: int, patch: int, two_steps: bool = False) -> Axis:
     """Lay windows of `crop` pixels every `stride` along `length`; the last is shifted back to end inside.
 
     A window that is no patch multiple is padded on both sides. `crop` 0 means the whole image as published
-    pipelines take it: unpadded, the pixels beyond the last full patch dropped, its grid stretched to the output.
+    pipelines take it: unpadded, the pixels beyond the last full patch dropped, its grid stretched to the output. With
+    `two_steps` the network leaves these pixels out, not the window, and its grid is first stretched to the window.
     """
+    if not crop and two_steps:
+        padded = max(length, patch)
+        return Axis(length, (0,), length, (padded - length) // 2, padded)
     if not crop:
         size = max(length // patch * patch, min(length, patch))
         starts: tuple[int, ...] = (0,)
@@ -70,9 +74,10 @@ class Plan:
         return self.rows.padded, self.columns.padded
 
 
-def plan(height: int, width: int, crop: int, stride: int, patch: int) -> Plan:
-    """Windows of an image of height × width pixels. `crop` 0 is the whole image."""
-    return Plan(plan_axis(height, crop, stride, patch), plan_axis(width, crop, stride, patch), crop, stride)
+def plan(height: int, width: int, crop: int, stride: int, patch: int, two_steps: bool = False) -> Plan:
+    """Windows of an image of height × width pixels. `crop` 0 is the whole image, see `plan_axis`."""
+    rows, columns = (plan_axis(length, crop, stride, patch, two_steps) for length in (height, width))
+    return Plan(rows, columns, crop, stride)
 
 
 def covering_shape(height: int, width: int, multiple: int, least: int) -> tuple[int, int]:

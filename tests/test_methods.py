@@ -267,7 +267,7 @@ def count(trunk):
 )
 def test_what_a_method_gives_wrongly_is_named(functions, message, tiny_backbone):
     segmenter = segmenter_of(gives(**functions)(tiny_backbone), window_batch=100)
-    with pytest.raises(UserError, match=f"method Odd must return {message}" if "mend" not in message else message):
+    with pytest.raises(UserError, match=f"method Odd must return {message}" if "check its" not in message else message):
         segmenter(IMAGE, ["a", "b"])
 
 
