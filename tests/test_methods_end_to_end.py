@@ -20,9 +20,12 @@ from eval import main
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = [entry.name for entry in list_methods()]
 VISION = ":vfm=test_vit,vfm_weights=test_vit.safetensors"
-OPTIONS = {name: VISION for name in ("ProxyCLIP", "GLA-CLIP")}  # what a method cannot do without
+OPTIONS = {name: VISION for name in ("ProxyCLIP", "GLA-CLIP", "LPOSS")}  # what a method cannot do without
 VARIANTS = [  # a method with more to it, and the one that it must differ from
     ("ClearCLIP+PAMR", "ClearCLIP"),
+    (f"ClearCLIP+LP{VISION}", "ClearCLIP"),
+    ("ClearCLIP+LPP", "ClearCLIP"),
+    (f"LPOSS{VISION}+LPP", "LPOSS"),
     ("GEM+PAMR", "GEM"),
     ("ResCLIP:base=SCLIP", "SCLIP"),
     ("ResCLIP:base=NACLIP", "NACLIP"),
