@@ -19,7 +19,7 @@ from clearclip.backbones import Backbone, choose_device, choose_precision, load_
 from clearclip.decode import LabelDecoder
 from clearclip.errors import UserError
 from clearclip.images import read_image, resize_short, resized_shape
-from clearclip.methods import Method, check_features, check_scores
+from clearclip.methods import Method, check_features, check_scores, similarity
 from clearclip.refine import Refinement
 from clearclip.spec import Spec
 from clearclip.text import Queries, TextEmbeddings, embed_names
@@ -114,6 +114,12 @@ class Segmenter:
         self.refinements: list[Refinement]
         self.method, own = (method, []) if isinstance(method, Method) else method.create(backbone)
         self.refinements = [*own, *refinements]
+        self.of_features = tuple(refinement for refinement in self.refinements if refinement.sees_features)
+        if self.of_features and not scores_features(self.method):
+            raise UserError(
+                f"{type(self.of_features[0]).__name__} refines features, of which {type(self.method).__name__} does "
+                "not make its scores; use it after another method, such as ClearCLIP"
+            )
         self.device = backbone.device
         self.templates = templates
         if text_embeddings is not None and not isinstance(text_embeddings, TextEmbeddings):
@@ -157,12 +163,12 @@ class Segmenter:
         decoder, results = self.decoder(queries), []
         for view, dense in zip(views, seen):
             check_finite(self.method, bool(dense.finite))
-            maps = self.maps(view, dense, queries)
+            labels, probabilities = self.decode(view, dense, queries, decoder, scores)
             results.append(
                 Segmentation(
-                    decoder.labels(maps).cpu().numpy(),
+                    labels.cpu().numpy(),
                     queries.names,
-                    decoder.probabilities(maps).cpu().numpy() if scores else None,
+                    None if probabilities is None else probabilities.cpu().numpy(),
                     None if dense.features is None else dense.features.cpu().numpy(),
                 )
             )
@@ -224,7 +230,7 @@ class Segmenter:
     def labels(self, views: Sequence[View], queries: Queries) -> tuple[list[Tensor], Tensor]:
         """Labels [H, W] of each view, and whether all scores were finite, a tensor: nothing waits for the device."""
         decoder, seen = self.decoder(queries), self.look(views, queries)
-        labels = [decoder.labels(self.maps(view, dense, queries)) for view, dense in zip(views, seen)]
+        labels = [self.decode(view, dense, queries, decoder)[0] for view, dense in zip(views, seen)]
         return labels, torch.stack([dense.finite for dense in seen]).all()
 
     def look(self, views: Sequence[View], queries: Queries, features: bool = False) -> list["Dense"]:
@@ -242,6 +248,21 @@ class Segmenter:
             maps = refinement(view, maps, queries)
         return maps
 
+    @torch.inference_mode()
+    def decode(
+        self, view: View, dense: "Dense", queries: Queries, decoder: LabelDecoder, scores: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Labels [H, W] of a view, refined; with `scores` class probabilities [C, H, W] too."""
+        maps = self.maps(view, dense, queries)
+        of_labels = [refinement for refinement in self.refinements if refinement.sees_labels]
+        labels = decoder.labels(maps)
+        if not (scores or of_labels):
+            return labels, None
+        probabilities = decoder.probabilities(maps)
+        for refinement in of_labels:
+            labels, probabilities = refinement.labels(view, labels, probabilities)
+        return labels, probabilities if scores else None
+
     def _scores(self, queries: Queries, trunk: Trunk) -> Tensor:
         scores = self.method.scores(trunk, queries.for_scores)
         return check_scores(self.method, scores, (trunk.images.shape[0], len(queries.text)))
@@ -250,7 +271,18 @@ class Segmenter:
         features = trunk.once(self.method, lambda: self.method.features(trunk))
         return check_features(self.method, features, trunk.images.shape[0]).float()
 
+    @property
+    def sees_images(self) -> bool:
+        """Whether the method, or what refines its features, works on whole images."""
+        return self.method.sees_images or bool(self.of_features)
+
     def _look_at(self, view: View, queries: Queries, features: bool) -> "Dense":
+        if scores_features(self.method):
+            seen = check_features(self.method, self.method.image_features(view)).float()
+            for refinement in self.of_features:
+                seen = refinement.features(view, seen)
+            scores = similarity(seen[None], queries.for_scores)[0]
+            return Dense(scores, F.normalize(seen, dim=-1) if features else None, whole=True)
         scores = check_scores(self.method, self.method.image_scores(view, queries.for_scores), (len(queries.text),))
         if not features:
             return Dense(scores, None, whole=True)
@@ -286,11 +318,11 @@ def look_together(
     They are of one backbone and one geometry of windows, that of the views. What they share is computed once: the
     blocks of the network, a method's features for several vocabularies, its scores for several thresholds.
     """
-    keys = [(segmenter.method, id(queries.for_scores)) for segmenter, queries in seers]
+    keys = [(segmenter.method, id(queries.for_scores), segmenter.of_features) for segmenter, queries in seers]
     by_image: dict[Hashable, list[Dense]] = {}
     functions: dict[Hashable, Callable[[Trunk], Tensor]] = {}
     for key, (segmenter, queries) in dict(zip(keys, seers)).items():
-        if segmenter.method.sees_images:
+        if segmenter.sees_images:
             by_image[key] = [segmenter._look_at(view, queries, features) for view in views]
             continue
         functions[key] = functools.partial(segmenter._scores, queries)
@@ -338,6 +370,12 @@ def check_finite(method: Method, finite: bool) -> None:
             f"method {type(method).__name__} gives scores that are not finite: use precision fp32, and weights and "
             "options without NaN or infinity"
         )
+
+
+def scores_features(method: Method) -> bool:
+    """Whether a method's scores are nothing but the cosine of its features and the text."""
+    cls = type(method)
+    return cls.scores is Method.scores and cls.image_scores is Method.image_scores
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

@@ -288,7 +288,7 @@ def _count_alike(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]])
     counts: list[Tensor] = []
     for work, dense in zip(works, seen):
         for view, one, (_, loaded) in zip(views, dense, batch):
-            labels = work.decoder.labels(work.segmenter.maps(view, one, work.queries))
+            labels, _ = work.segmenter.decode(view, one, work.queries, work.decoder)
             truth = loaded[work.position]["data_samples"].gt_sem_seg.data[0].to(labels.device, non_blocking=True)
             counts.append(count(labels, truth, len(work.benchmark.classes), work.benchmark.ignore_index, one.finite))
     downloaded = [part.numpy() for part in torch.cat(counts).cpu().split([len(part) for part in counts])]

@@ -51,14 +51,15 @@ class LP(Refinement):
 
     def __call__(self, view: View, maps: Maps, queries: Queries) -> Maps:
         external = torch.cat([trunk.vision(self.external) for trunk in view.trunks])  # [n, D', h, w]
-        rows, columns = (
-            view.backbone.constants.get(
-                ("patches", axis, patches, side), lambda a=axis, p=patches, s=side: patch_means(a, p, s).to(maps.rows)
-            )
-            for axis, patches, side in zip((view.plan.rows, view.plan.columns), external.shape[2:], maps.shape)
-        )
+        geometry = zip((view.plan.rows, view.plan.columns), external.shape[2:], maps.shape)
+        rows, columns = (self._patch_means(*of_axis) for of_axis in geometry)
         tiled = (rows @ maps.rows) @ maps.scores.float() @ (columns @ maps.columns).T  # [Q, rows · h, columns · w]
         return view.stitcher.maps(self.propagation(view, untile(tiled, view.plan), external), view.plan, maps.shape)
+
+    def _patch_means(self, axis: Axis, patches: int, length: int) -> Tensor:
+        device = self.backbone.device
+        key = ("patch means", axis, patches, length)
+        return self.backbone.constants.get(key, lambda: patch_means(axis, patches, length).to(device))
 
 
 class LPP(Refinement):
