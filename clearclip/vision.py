@@ -78,7 +78,7 @@ class TimmViT(VisionModel):
         """Queries, keys and values [B, D, h, w] of the last block's attention, heads side by side."""
         seen: list[Tensor] = []
         attention = self.model.blocks[-1].attn
-        if getattr(attention, "qkv", None) is None:
+        if getattr(attention, "qkv", None) is None or getattr(attention, "q_bias", None) is not None:
             raise UserError(f"the attention of {type(self.model).__name__} has no common qkv; use a DINO or DINOv2")
         hook = attention.qkv.register_forward_hook(lambda module, arguments, output: seen.append(output))
         try:

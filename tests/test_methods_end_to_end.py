@@ -22,9 +22,12 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = [entry.name for entry in list_methods()]
 VIT, SAM = "vfm=test_vit,vfm_weights=test_vit.safetensors", "sam=tiny_samvit,sam_weights=tiny_samvit.safetensors"
 # What a method cannot do without.
-OPTIONS = {"ProxyCLIP": f":{VIT}", "GLA-CLIP": f":{VIT}", "Trident": f":{VIT},{SAM}"}
+OPTIONS = {"ProxyCLIP": f":{VIT}", "GLA-CLIP": f":{VIT}", "LPOSS": f":{VIT}", "Trident": f":{VIT},{SAM}"}
 VARIANTS = [  # a method with more to it, and the one that it must differ from
     ("ClearCLIP+PAMR", "ClearCLIP"),
+    (f"ClearCLIP+LP:{VIT}", "ClearCLIP"),
+    ("ClearCLIP+LPP", "ClearCLIP"),
+    (f"LPOSS:{VIT}+LPP", "LPOSS"),
     ("GEM+PAMR", "GEM"),
     ("GEM+SCGA", "GEM"),
     ("RADSeg:denoise=0", "RADSeg"),
