@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from datetime import datetime
 from pathlib import Path
@@ -47,7 +48,7 @@ class Result(TypedDict):
     metrics: NotRequired[dict[str, float]]  # whatever else the evaluator measured: mDice, mFscore
 
 
-def write_result(record: Result, work_dir: str | Path) -> Path:
+def write_result(record: Result, work_dir: str | os.PathLike[str]) -> Path:
     """Write `result.json` into `work_dir`. NaN, say the IoU of an absent class, becomes null."""
     text = json.dumps(plain(record), indent=2, ensure_ascii=False, default=str)
     text = re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)  # UTF-8 has no lone surrogates
@@ -57,7 +58,7 @@ def write_result(record: Result, work_dir: str | Path) -> Path:
     return path
 
 
-def read_result(path: str | Path) -> Result:
+def read_result(path: str | os.PathLike[str]) -> Result:
     """Read a `result.json`, also of an earlier version. Raises `UserError` where it is missing, damaged or not one."""
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
