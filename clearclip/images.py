@@ -147,6 +147,14 @@ def resize_short(image: np.ndarray, short_side: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
+def resize_patches(image: np.ndarray, short_side: int, patch: int) -> np.ndarray:
+    """CLIPer's resize of [H, W, 3]: the same scale, each side to the nearest multiple of a patch, Pillow's bicubic."""
+    height, width = image.shape[:2]
+    scale = min(LONG_SIDE / max(height, width), short_side / min(height, width))
+    height, width = (max(1, round(side * scale / patch)) * patch for side in (height, width))
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
 # Files
 
 

@@ -40,7 +40,7 @@ NAMES = re.compile(
     r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
     r"|torch\.(Tensor|Size|device|nn\.parameter\.Parameter|serialization\._get_layout)"
     r"|torch\.(storage\.)?\w+Storage|torch\.[a-z]+\d\w*|torch\.(bool|per_tensor_affine|per_channel_affine)"
-    r"|torch\.jit\._pickle\.\w+|__torch__\..+"
+    r"|torch\.jit\._pickle\.\w+|__torch__\..+|argparse\.Namespace"
 )
 DTYPES = {
     "torch.FloatStorage": "float32",

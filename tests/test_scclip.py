@@ -1,13 +1,9 @@
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import assert_near, features
-from safetensors.torch import save_file
 
 from clearclip.attention import mix_terms
-from clearclip.backbones import load_backbone
 from clearclip.errors import UserError
 from clearclip.methods import create_method
 from clearclip.methods.scclip import (
@@ -19,18 +15,6 @@ from clearclip.methods.scclip import (
     outlier_factors,
     replace_outliers,
 )
-
-
-@pytest.fixture(scope="module")
-def deep_backbone(golden, tmp_path_factory):
-    """The golden network of 12 blocks, the depth of SC-CLIP's settings."""
-    folder = tmp_path_factory.mktemp("tiny12")
-    state = {f"visual.{key}": value for key, value in golden("tiny_vit12").items()}
-    save_file(state, folder / "open_clip_model.safetensors")
-    vision = {"image_size": 64, "patch_size": 16, "width": 64, "layers": 12, "head_width": 16}
-    config = {"embed_dim": 48, "quick_gelu": True, "vision_cfg": vision, "text_cfg": {}}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    return load_backbone(f"local-dir:{folder}", device="cpu", precision="fp32")
 
 
 def test_golden(golden, deep_backbone):

@@ -131,8 +131,8 @@ class BlipBackbone(OpenCLIPBackbone):
         embeddings.position_ids = torch.arange(len(embeddings.position_embeddings.weight))[None]  # no checkpoint has it
         return tower
 
-    def project(self, tokens: Tensor) -> Tensor:
-        return self.visual.proj(self.visual.ln_post(tokens))
+    def head(self, states: Tensor) -> Tensor:
+        return self.visual.proj(states)
 
     def load_tokenizer(self) -> Callable[[list[str]], Tensor]:
         """BERT's tokenizer: a list of P prompts to token ids [P, L], padded to the longest, at most 35."""
