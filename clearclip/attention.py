@@ -164,13 +164,31 @@ def _average(term: str, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sc
     return F.scaled_dot_product_attention(x, y, v.to(x), attn_mask=bias, scale=scale).to(v)
 
 
-def similarity_attention(similarity: Tensor, beta: float = 1.0, gamma: float = 3.0) -> Tensor:
+def self_correlating_output(trunk: Trunk, scale: float = 10.0) -> Tensor:
+    """The last block's output [B, P+N, D] with self-correlating recursive attention; its skips and its rest stay.
+
+    What the block's own attention gives, projected, says in a second pass which tokens' values are averaged:
+    softmax(scale · cosine) of its heads where that is not negative (RADSeg, arXiv 2511.19704).
+    """
+    block, (q, k, v) = trunk.backbone.blocks[-1], trunk.qkv()
+    first = block.merge_heads(F.scaled_dot_product_attention(q, k, v))  # [B, P+N, D]
+    unit = F.normalize(first.float().unflatten(-1, (block.heads, -1)).transpose(1, 2), dim=-1)  # [B, heads, P+N, d]
+    weights = similarity_attention(unit @ unit.transpose(-1, -2), beta=0, gamma=scale)
+    tokens = trunk.tokens() + block.attention_output(weights.to(v) @ v)
+    return tokens + block.mlp(tokens)
+
+
+def similarity_attention(
+    similarity: Tensor, beta: float = 1.0, gamma: float = 3.0, mean: Tensor | None = None
+) -> Tensor:
     """Weights [..., N, N], rows summing to 1, from the similarity S [..., N, N] of the patches of a window.
 
     softmax(γ (S − β · mean S)) over the patches where that is not negative (ProxyCLIP). The mean is each window's
-    own, so that a result does not depend on what else is in its batch.
+    own, so that a result does not depend on what else is in its batch, unless `mean` is given.
     """
-    shifted = similarity - beta * similarity.mean(dim=(-2, -1), keepdim=True)
+    if mean is None:
+        mean = similarity.mean(dim=(-2, -1), keepdim=True)
+    shifted = similarity - beta * mean
     excluded = shifted < 0
     excluded.diagonal(dim1=-2, dim2=-1).fill_(False)  # where all patches are alike, a patch keeps itself
     return (gamma * shifted).masked_fill(excluded, -torch.inf).softmax(dim=-1)

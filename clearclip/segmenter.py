@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from clearclip import windows
 from clearclip.backbones import Backbone, choose_device, choose_precision, load_backbone
-from clearclip.decode import LabelDecoder
+from clearclip.decode import Decoded, LabelDecoder
 from clearclip.errors import UserError
 from clearclip.images import read_image, resize_patches, resize_short, resized_shape
-from clearclip.methods import Method, check_features, check_scores
+from clearclip.methods import Method, check_features, check_scores, similarity
 from clearclip.refine import Refinement
 from clearclip.spec import Spec
 from clearclip.text import Queries, TextEmbeddings, embed_names
@@ -118,6 +119,12 @@ class Segmenter:
         self.refinements: list[Refinement]
         self.method, own = (method, []) if isinstance(method, Method) else method.create(backbone)
         self.refinements = [*own, *refinements]
+        self.of_features = tuple(refinement for refinement in self.refinements if refinement.sees_features)
+        if self.of_features and not scores_features(self.method):
+            raise UserError(
+                f"{type(self.of_features[0]).__name__} refines features, of which {type(self.method).__name__} does "
+                "not make its scores; use it after another method, such as ClearCLIP"
+            )
         self.device = backbone.device
         self.templates = templates
         if text_embeddings is not None and not isinstance(text_embeddings, TextEmbeddings):
@@ -157,17 +164,20 @@ class Segmenter:
         several = isinstance(images, list | tuple)
         arrays = [read_image(image) for image in (images if several else [images])]
         queries = self.queries(names if isinstance(names, Vocabulary) else Vocabulary.of(names))
-        views = [self.view(torch.from_numpy(array).permute(2, 0, 1)) for array in arrays]
+        views = [
+            self.view(torch.from_numpy(array).permute(2, 0, 1), name=_file_name(image))
+            for array, image in zip(arrays, images if several else [images])
+        ]
         seen = self.look(views, queries, features)
         decoder, results = self.decoder(queries), []
         for view, dense in zip(views, seen):
             check_finite(self.method, bool(dense.finite))
-            maps = self.maps(view, dense, queries)
+            decoded = self.decode(view, dense, queries, decoder)
             results.append(
                 Segmentation(
-                    decoder.labels(maps).cpu().numpy(),
+                    decoded.labels.cpu().numpy(),
                     queries.names,
-                    decoder.probabilities(maps).cpu().numpy() if scores else None,
+                    decoded.probabilities.cpu().numpy() if scores else None,
                     None if dense.features is None else dense.features.cpu().numpy(),
                 )
             )
@@ -214,13 +224,16 @@ class Segmenter:
         resized = F.interpolate(image.to(self.device).float()[None], size=shape, mode="bilinear")[0]
         return (resized + 0.5).to(torch.uint8)
 
-    def view(self, image: Tensor, shape: tuple[int, int] | None = None) -> View:
-        """An RGB image [3, H, W], uint8, as methods see it, for labels of `shape`, by default the image's own."""
+    def view(self, image: Tensor, shape: tuple[int, int] | None = None, name: str | None = None) -> View:
+        """An RGB image [3, H, W], uint8, as methods see it, for labels of `shape`, by default the image's own.
+
+        `name` is the path of its file, for methods that look for what belongs to it.
+        """
         resized = self.resize(image)
         height, width = resized.shape[1:]
         plan = windows.plan(height, width, self.crop, self.stride, self.backbone.patch_size, self.two_steps)
         wanted = shape or (image.shape[1], image.shape[2])
-        return View(self.backbone, resized, image, wanted, plan, self.window_batch, self.stitcher)
+        return View(self.backbone, resized, image, wanted, plan, self.window_batch, self.stitcher, name)
 
     def segment(
         self, images: Sequence[Tensor], queries: Queries, shapes: Sequence[tuple[int, int]] | None = None
@@ -238,7 +251,7 @@ class Segmenter:
     def labels(self, views: Sequence[View], queries: Queries) -> tuple[list[Tensor], Tensor]:
         """Labels [H, W] of each view, and whether all scores were finite, a tensor: nothing waits for the device."""
         decoder, seen = self.decoder(queries), self.look(views, queries)
-        labels = [decoder.labels(self.maps(view, dense, queries)) for view, dense in zip(views, seen)]
+        labels = [self.decode(view, dense, queries, decoder).labels for view, dense in zip(views, seen)]
         return labels, torch.stack([dense.finite for dense in seen]).all()
 
     def look(self, views: Sequence[View], queries: Queries, features: bool = False) -> list["Dense"]:
@@ -256,6 +269,15 @@ class Segmenter:
             maps = refinement(view, maps, queries)
         return maps
 
+    @torch.inference_mode()
+    def decode(self, view: View, dense: "Dense", queries: Queries, decoder: LabelDecoder) -> Decoded:
+        """What the decoder makes of a view, refined."""
+        maps = self.maps(view, dense, queries)
+        decoded = Decoded(decoder.labels(maps), decoder.num_classes, functools.partial(decoder.probabilities, maps))
+        for refinement in self.refinements:
+            decoded = refinement.labels(view, decoded)
+        return decoded
+
     def _scores(self, queries: Queries, trunk: Trunk) -> Tensor:
         scores = self.method.scores(trunk, queries.for_scores)
         return check_scores(self.method, scores, (trunk.images.shape[0], len(queries.text)))
@@ -264,7 +286,18 @@ class Segmenter:
         features = trunk.once(self.method, lambda: self.method.features(trunk))
         return check_features(self.method, features, trunk.images.shape[0]).float()
 
+    @property
+    def sees_images(self) -> bool:
+        """Whether the method, or what refines its features, works on whole images."""
+        return self.method.sees_images or bool(self.of_features)
+
     def _look_at(self, view: View, queries: Queries, features: bool) -> "Dense":
+        if scores_features(self.method):
+            seen = check_features(self.method, self.method.image_features(view)).float()
+            for refinement in self.of_features:
+                seen = refinement.features(view, seen)
+            scores = similarity(seen[None], queries.for_scores)[0]
+            return Dense(scores, F.normalize(seen, dim=-1) if features else None, whole=True)
         scores = check_scores(self.method, self.method.image_scores(view, queries.for_scores), (len(queries.text),))
         if not features:
             return Dense(scores, None, whole=True)
@@ -300,11 +333,11 @@ def look_together(
     They are of one backbone and one geometry of windows, that of the views. What they share is computed once: the
     blocks of the network, a method's features for several vocabularies, its scores for several thresholds.
     """
-    keys = [(segmenter.method, id(queries.for_scores)) for segmenter, queries in seers]
+    keys = [(segmenter.method, id(queries.for_scores), segmenter.of_features) for segmenter, queries in seers]
     by_image: dict[Hashable, list[Dense]] = {}
     functions: dict[Hashable, Callable[[Trunk], Tensor]] = {}
     for key, (segmenter, queries) in dict(zip(keys, seers)).items():
-        if segmenter.method.sees_images:
+        if segmenter.sees_images:
             by_image[key] = [segmenter._look_at(view, queries, features) for view in views]
             continue
         functions[key] = functools.partial(segmenter._scores, queries)
@@ -345,6 +378,10 @@ def each_window(
     return results
 
 
+def _file_name(image: Any) -> str | None:
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
+
+
 def check_finite(method: Method, finite: bool) -> None:
     """Raise UserError where scores were not finite."""
     if not finite:
@@ -352,6 +389,12 @@ def check_finite(method: Method, finite: bool) -> None:
             f"method {type(method).__name__} gives scores that are not finite: use precision fp32, and weights and "
             "options without NaN or infinity"
         )
+
+
+def scores_features(method: Method) -> bool:
+    """Whether a method's scores are nothing but the cosine of its features and the text."""
+    cls = type(method)
+    return cls.scores is Method.scores and cls.image_scores is Method.image_scores
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

@@ -1,7 +1,10 @@
 """One image as methods and refinements see it that look beyond single windows."""
 
+import dataclasses
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,8 @@ from clearclip import windows
 from clearclip.backbones import Backbone
 from clearclip.trunk import Trunk
 from clearclip.windows import Plan, Stitcher
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class View:
         shape: (H, W) of the labels that are wanted.
         plan: where the windows lie in `image`, row by row.
         window_batch: windows that go through the network at once.
+        name: the path of its file, where it is one.
     """
 
     backbone: Backbone
@@ -33,6 +39,8 @@ class View:
     plan: Plan
     window_batch: int
     stitcher: Stitcher
+    name: str | None = None
+    _made: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @functools.cached_property
     def pixels(self) -> Tensor:
@@ -49,6 +57,20 @@ class View:
         batches = windows.cut(self.pixels, self.plan).split(self.window_batch)
         return [self.backbone.trunk(batch) for batch in batches]
 
+    def stretched(self, height: int, width: int) -> "View":
+        """The same with `image` at another size, bilinear, and windows laid anew."""
+        if self.image.shape[1:] == (height, width):
+            return self
+        image = F.interpolate(self.image.to(self.backbone.device).float()[None], size=(height, width), mode="bilinear")
+        plan = windows.plan(height, width, self.plan.crop, self.plan.stride, self.backbone.patch_size)
+        return dataclasses.replace(self, image=image[0], plan=plan, _made={})
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What several readers want of this image, such as its masks, made for the first of them."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
     def stitch(self, features: Tensor) -> Tensor:
         """Features of all windows [n, h, w, C], averaged where they overlap, sampled once a patch: [h', w', C]."""
         if len(self.plan) == 1:
@@ -56,6 +78,15 @@ class View:
         height, width = (max(1, round(side / self.backbone.patch_size)) for side in self.image.shape[1:])
         maps = self.stitcher.maps(features.permute(0, 3, 1, 2), self.plan, (height, width))
         return maps.full().permute(1, 2, 0)
+
+    def stitch_scores(self, scores: Tensor) -> Tensor:
+        """Scores of all windows [n, Q, h, w], averaged where they overlap: [Q, h', w'], one for each pixel of `image`.
+
+        Of a whole image that is one window they stay as they are, to be resized once.
+        """
+        if self.plan.rows.whole:
+            return scores[0]
+        return self.stitcher.maps(scores, self.plan, (self.image.shape[1], self.image.shape[2])).full()
 
 
 def normalise(image: Tensor, backbone: Backbone) -> Tensor:

@@ -5,6 +5,7 @@ original image are all linear, and each is a product of a row and a column opera
 `rows @ scores @ columns.T` for every query, with two small matrices that depend on the geometry alone.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -54,10 +55,15 @@ def whole_axis(length: int) -> Axis:
 
 @dataclass(frozen=True)
 class Plan:
-    """The windows of one image: every row of `rows` with every column of `columns`, row by row."""
+    """The windows of one image: every row of `rows` with every column of `columns`, row by row.
+
+    `crop` and `stride` are those that were asked for; a small image has smaller windows.
+    """
 
     rows: Axis
     columns: Axis
+    crop: int = 0
+    stride: int = 0
 
     def __len__(self) -> int:
         return len(self.rows.starts) * len(self.columns.starts)
@@ -70,7 +76,39 @@ class Plan:
 
 def plan(height: int, width: int, crop: int, stride: int, patch: int, two_steps: bool = False) -> Plan:
     """Windows of an image of height × width pixels. `crop` 0 is the whole image, see `plan_axis`."""
-    return Plan(*(plan_axis(length, crop, stride, patch, two_steps) for length in (height, width)))
+    rows, columns = (plan_axis(length, crop, stride, patch, two_steps) for length in (height, width))
+    return Plan(rows, columns, crop, stride)
+
+
+def covering_shape(height: int, width: int, multiple: int, least: int) -> tuple[int, int]:
+    """The size (H, W) that an image is stretched to where both sides must be multiples of a number of pixels.
+
+    The longer side grows to the next multiple, the other in proportion and then to its next multiple, so that the
+    proportions change a little; neither is less than `least`. A size that fits already is kept (Trident, RADSeg).
+    """
+    if height % multiple == 0 and width % multiple == 0:
+        return height, width
+    longer = max(height, width)
+    target = -(-longer // multiple) * multiple
+    rows, columns = (max(-(-(side * target // longer) // multiple) * multiple, least) for side in (height, width))
+    return rows, columns
+
+
+def average(features: Tensor, plan: Plan, patch: int, ratio: int = 1) -> Tensor:
+    """Features of all windows [n·m, h, w, C] to those of the image [h', w', C], averaged where they overlap, float32.
+
+    A patch has ratio × ratio positions. Windows start at multiples of the patch, in pixels, so that positions of
+    several coincide and nothing is interpolated.
+    """
+    height, width = features.shape[1:3]
+    tops, lefts = ([start // patch * ratio for start in axis.starts] for axis in (plan.rows, plan.columns))
+    total = features.new_zeros(tops[-1] + height, lefts[-1] + width, features.shape[-1], dtype=torch.float32)
+    count = torch.zeros_like(total[..., :1])
+    for (top, left), window in zip(itertools.product(tops, lefts), features):
+        place = slice(top, top + height), slice(left, left + width)
+        total[place] += window
+        count[place] += 1
+    return total / count
 
 
 def cut(image: Tensor, plan: Plan) -> Tensor:
@@ -107,6 +145,17 @@ def stitch_operator(axis: Axis, patches: int, target: int) -> Tensor:
     return stitched if target == axis.length else resize_matrix(axis.length, target) @ stitched
 
 
+def taps(axis: Axis, patches: int) -> int:
+    """At most so many entries of a row of `stitch_operator` are not 0: of each window that covers a pixel or the next.
+
+    Two neighbouring pixels lie between three patches at most.
+    """
+    if axis.whole:
+        return min(2, patches)
+    busiest = max(sum(start <= first < start + axis.size + 1 for start in axis.starts) for first in axis.starts)
+    return min(3 * busiest, patches * len(axis.starts))
+
+
 def tile(scores: Tensor, plan: Plan) -> Tensor:
     """Window scores [n·m, Q, h, w] to the layout the operators act on: [Q, n·h, m·w]."""
     n, m = len(plan.rows.starts), len(plan.columns.starts)
@@ -121,11 +170,12 @@ class Maps:
     scores: Tensor  # [Q, a, b]
     rows: Tensor  # [H, a]
     columns: Tensor  # [W, b]
+    taps: int | None = None  # no row of `rows` has more entries that are not 0
 
     @classmethod
     def of(cls, scores: Tensor) -> "Maps":
         """Of scores [Q, H, W] that have their full size."""
-        return cls(scores, *(torch.eye(side, device=scores.device) for side in scores.shape[1:]))
+        return cls(scores, *(torch.eye(side, device=scores.device) for side in scores.shape[1:]), taps=1)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -151,12 +201,13 @@ class Stitcher:
         """Window scores [n·m, Q, h, w] of an image to its maps at `shape` (H, W)."""
         h, w = scores.shape[2:]
         rows, columns = self._operator(plan.rows, h, shape[0]), self._operator(plan.columns, w, shape[1])
-        return Maps(tile(scores, plan), rows, columns)
+        return Maps(tile(scores, plan), rows, columns, taps(plan.rows, h))
 
     def resized(self, scores: Tensor, shape: tuple[int, int]) -> Maps:
         """Scores [Q, h, w] of a whole image to its maps at `shape` (H, W), bilinear."""
         h, w = scores.shape[1:]
-        return Maps(scores, *(self._operator(whole_axis(n), n, side) for n, side in ((h, shape[0]), (w, shape[1]))))
+        rows, columns = (self._operator(whole_axis(n), n, side) for n, side in ((h, shape[0]), (w, shape[1])))
+        return Maps(scores, rows, columns, taps(whole_axis(h), h))
 
     def _operator(self, axis: Axis, patches: int, target: int) -> Tensor:
         key = (axis, patches, target)

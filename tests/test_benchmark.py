@@ -83,6 +83,7 @@ def test_operations_are_those_that_torch_counts(tiny_backbone):
     assert benchmark.vit_operations(tiny_backbone, 3, 96, 64, 7) == counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("right", [True, False])
 def test_program(right, tiny_folder, tmp_path, monkeypatch, capsys):
     small = benchmark.Case("small", 90, 130, 9)

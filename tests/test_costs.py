@@ -10,6 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import costs
+from conftest import picture
 
 from clearclip.methods import list_methods
 
@@ -20,6 +21,7 @@ def test_all_methods_are_measured():
     assert {entry.name for entry in list_methods()} == {name.partition(":")[0].partition("+")[0] for name in names}
 
 
+@pytest.mark.slow
 def test_program(tiny_folder, tmp_path, capsys):
     file = tmp_path / "costs.json"
     methods = ["CLIP", "CLIPer", "ClearCLIP+PAMR"]
@@ -34,7 +36,13 @@ def test_program(tiny_folder, tmp_path, capsys):
     assert "ClearCLIP+PAMR" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["CorrCLIP", "TextRegion"])
+def test_masks_are_made_up(name, tiny_backbone, make):
+    segmenter = make(costs.make_method(name, tiny_backbone))
+    assert segmenter(picture(48, 64), ["a", "b"]).labels.shape == (48, 64)
+
+
 def test_a_vision_model_gets_random_weights(tiny_backbone):
     method = costs.make_method("ProxyCLIP:vfm=dinov2_vits14", tiny_backbone)
     with torch.inference_mode():
-        assert method.features(torch.rand(1, 3, 56, 56)).shape[:3] == (1, 4, 4)
+        assert method.features(tiny_backbone.trunk(torch.rand(1, 3, 56, 56))).shape[:3] == (1, 4, 4)

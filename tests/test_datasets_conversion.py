@@ -18,6 +18,7 @@ import scipy.io
 from PIL import Image
 
 DATASETS = Path(__file__).resolve().parents[1] / "datasets"
+pytestmark = pytest.mark.slow
 
 
 def run(script, *args, status=0, data=None, **options):

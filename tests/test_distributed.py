@@ -11,7 +11,7 @@ from clearclip.evaluation.results import read_result
 from eval import main
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(not shutil.which("bash"), reason="dist_test.sh needs bash")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("bash"), reason="dist_test.sh needs bash")]
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from eval import main
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 SCORES = ("mIoU", "aAcc", "mAcc", "per_class_IoU")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

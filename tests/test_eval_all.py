@@ -21,6 +21,7 @@ FAST = [
     "--cfg-options", "model.device=cpu", "model.templates=single", "test_dataloader.num_workers=0",
     "model.short_side=112",
 ]  # fmt: skip
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

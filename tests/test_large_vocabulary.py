@@ -19,6 +19,7 @@ from clearclip.visualize import ignored
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = {"context459": 459, "ade847": 847}
+pytestmark = pytest.mark.slow
 
 
 def prepare(script, *args, data, status=0):

@@ -3,6 +3,7 @@ import re
 import sys
 from types import SimpleNamespace
 
+import pytest
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
@@ -103,6 +104,7 @@ def one_of_two(rank, folder, images):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_rank_0_counts_the_images_of_both(tmp_path):
     torch.multiprocessing.spawn(one_of_two, (tmp_path, 7), nprocs=2)
     lines = (tmp_path / "0.txt").read_text().splitlines()

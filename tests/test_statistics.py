@@ -49,6 +49,7 @@ def all_draws(images: int, resamples: int, seed: int) -> list:
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(
     arrays(np.int64, (3, 3, 4), elements=st.integers(0, 3)),
     arrays(np.int64, (3, 4), elements=st.integers(0, 2)),

@@ -112,6 +112,7 @@ def append_ten(path, method):
         append_results([result(method=method, mIoU=float(i), minute=i)], path)
 
 
+@pytest.mark.slow
 def test_two_processes_append(tmp_path):
     path = tmp_path / "results.xlsx"
     context = multiprocessing.get_context("fork")  # a new interpreter would import torch, for half a minute
@@ -555,6 +556,7 @@ def many_runs(number):
     ]
 
 
+@pytest.mark.slow
 def test_a_large_workbook_is_fast(tmp_path):
     path = tmp_path / "results.xlsx"
     *runs, last = many_runs(401)

@@ -15,8 +15,11 @@ import torch
 from benchmark import CASES, Laps, as_columns, in_mib, make_backbone, make_queries, smooth_image
 
 from clearclip.errors import program
+from clearclip.masks import MaskProvider, Masks
 from clearclip.methods import list_methods
+from clearclip.methods.corrclip import CorrCLIP
 from clearclip.methods.proxyclip import ProxyCLIP
+from clearclip.methods.textregion import TextRegion
 from clearclip.paths import atomic_write
 from clearclip.segmenter import Segmenter
 from clearclip.vision import VISION, TimmViT
@@ -24,13 +27,31 @@ from clearclip.vision import VISION, TimmViT
 PROXY = "ProxyCLIP:vfm="
 
 
+class Chequers(MaskProvider):
+    """Masks like the fields of a chessboard, in place of a network's, whose cost is not counted."""
+
+    identity = "chequers"
+
+    def find(self, view):
+        rows, columns = (torch.arange(side, dtype=torch.int32) * 6 // side for side in view.original.shape[1:])
+        return Masks(1 + 6 * rows[:, None] + columns)
+
+
 def make_method(name, backbone):
-    """The method of that name; ProxyCLIP's vision model gets random weights."""
-    if not name.startswith(PROXY):
-        return name
-    architecture = VISION.find(name.removeprefix(PROXY)).preset["architecture"]
-    model = timm.create_model(architecture, num_classes=0, dynamic_img_size=True)
-    return ProxyCLIP(backbone, vfm=TimmViT(model, backbone.device, backbone.dtype))
+    """The method of that name; vision models get random weights, and masks are made up."""
+    if name == "TextRegion":
+        return TextRegion(backbone, Chequers())
+    if name == "CorrCLIP":
+        model = random_vision_model("dino_vitb8", backbone)
+        return CorrCLIP(backbone, Chequers(), vfm=lambda images: sum(model.last_qkv(images)[:2]))
+    if name.startswith(PROXY):
+        return ProxyCLIP(backbone, vfm=random_vision_model(name.removeprefix(PROXY), backbone))
+    return name
+
+
+def random_vision_model(name, backbone):
+    model = timm.create_model(VISION.find(name).preset["architecture"], num_classes=0, dynamic_img_size=True)
+    return TimmViT(model, backbone.device, backbone.dtype)
 
 
 def default_methods():

@@ -114,7 +114,7 @@ def segment(arguments: argparse.Namespace) -> None:
             print(f"error: {error}", file=sys.stderr)
             continue
         start = time.perf_counter()
-        results = {method: segmenter(image, vocabulary) for method, segmenter in segmenters.items()}
+        results = {method: segmenter(path, vocabulary) for method, segmenter in segmenters.items()}
         seconds = time.perf_counter() - start
         save(image, results, results[arguments.method], target, side_by_side=bool(compare))
         print(f"{path}: {shares(results[arguments.method])} ({seconds:.1f} s)")

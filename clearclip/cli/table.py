@@ -88,7 +88,7 @@ def plan(arguments: argparse.Namespace) -> tuple[list["Run"], list[UserError]]:
 
 
 def evaluate_runs(job: "Job", workbook: str) -> tuple[list["Result"], list[str]]:
-    """The results of all runs, each appended to the workbook as soon as it is there, and the names of those that failed."""
+    """The results of all runs, appended to the workbook one by one, and the names of those that failed."""
     from clearclip.evaluation.evaluate import evaluate_all, work_dir
     from clearclip.evaluation.results import append_results
 

@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import clearclip.evaluation.mmseg
+
 import numpy as np
 from mmseg.registry import DATASETS, METRICS
 
@@ -240,7 +242,7 @@ def identity(run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchm
             "backbone": backbone.name,
             "hash": backbone.content_hash,
             "position": backbone.position,
-            "others": segmenter.method.files(),
+            "others": [part.files() for part in (segmenter.method, *segmenter.refinements)],
         },
         "precision": str(backbone.dtype).removeprefix("torch."),
         "device": segmenter.device.type,

@@ -18,6 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import clearclip.evaluation.mmcv_ext  # noqa: F401, before mmseg is imported
+
 import numpy as np
 import torch
 from mmseg.datasets import BaseSegDataset
@@ -281,12 +283,13 @@ def _count_alike(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]])
     views = []
     for _, loaded in batch:
         packed = loaded[works[0].position]
-        views.append(first.view(packed["inputs"].flip(0), packed["data_samples"].ori_shape))
+        sample = packed["data_samples"]
+        views.append(first.view(packed["inputs"].flip(0), sample.ori_shape, sample.get("img_path")))
     seen = look_together([(work.segmenter, work.queries) for work in works], views)
     counts: list[Tensor] = []
     for work, dense in zip(works, seen):
         for view, one, (_, loaded) in zip(views, dense, batch):
-            labels = work.decoder.labels(work.segmenter.maps(view, one, work.queries))
+            labels = work.segmenter.decode(view, one, work.queries, work.decoder).labels
             truth = loaded[work.position]["data_samples"].gt_sem_seg.data[0].to(labels.device, non_blocking=True)
             counts.append(count(labels, truth, len(work.benchmark.classes), work.benchmark.ignore_index, one.finite))
     downloaded = [part.numpy() for part in torch.cat(counts).cpu().split([len(part) for part in counts])]

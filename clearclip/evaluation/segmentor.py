@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import clearclip.evaluation.mmcv_ext  # noqa: F401, before mmseg is imported
+
 import numpy as np
 import torch
 from mmengine.hooks import Hook
@@ -56,7 +58,10 @@ class OpenVocabSegmentor(BaseSegmentor):
 
         Their `finite` says whether the scores were, a tensor that the metric reads when the device has come so far.
         """
-        views = [self.segmenter.view(image.flip(0), sample.ori_shape) for image, sample in zip(inputs, data_samples)]
+        views = [
+            self.segmenter.view(image.flip(0), sample.ori_shape, sample.get("img_path"))
+            for image, sample in zip(inputs, data_samples)
+        ]
         labels, finite = self.segmenter.labels(views, self.queries)
         for sample, one in zip(data_samples, labels):
             sample.set_data({"pred_sem_seg": PixelData(data=one[None])})

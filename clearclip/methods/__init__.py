@@ -129,7 +129,7 @@ def _is_float(tensor: object, dimensions: int) -> bool:
 def _unfit(method: Method, what: str, wanted: str, got: object) -> UserError:
     given = f"{list(got.shape)} {got.dtype}" if isinstance(got, Tensor) else type(got).__name__
     return UserError(
-        f"method {type(method).__name__} must return {what} {wanted} of a floating-point type, not {given}; mend its "
+        f"method {type(method).__name__} must return {what} {wanted} of a floating-point type, not {given}; check its "
         f"`{what}`"
     )
 
