@@ -1,29 +1,51 @@
 """Training-free open-vocabulary semantic segmentation with CLIP."""
 
+from typing import TYPE_CHECKING
+
 from clearclip import _namesake  # noqa: F401
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from clearclip.backbones import list_backbones
+    from clearclip.config import load_segmenter
+    from clearclip.errors import UserError
+    from clearclip.methods import list_methods
+    from clearclip.segmenter import Segmentation, Segmenter
+    from clearclip.spec import Spec
+    from clearclip.text import TextEmbeddings
+    from clearclip.vocabulary import Vocabulary
 
-_PUBLIC = {
-    "Segmenter": "segmenter",
+__version__ = "0.1.0"
+__all__ = [
+    "Segmentation",
+    "Segmenter",
+    "Spec",
+    "TextEmbeddings",
+    "UserError",
+    "Vocabulary",
+    "__version__",
+    "list_backbones",
+    "list_methods",
+    "load_segmenter",
+]
+_MODULES = {
     "Segmentation": "segmenter",
-    "load_segmenter": "config",
+    "Segmenter": "segmenter",
+    "Spec": "spec",
     "TextEmbeddings": "text",
     "UserError": "errors",
     "Vocabulary": "vocabulary",
     "list_backbones": "backbones",
     "list_methods": "methods",
-    "Spec": "spec",
+    "load_segmenter": "config",
 }
-__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> object:
     # PyTorch takes seconds to import: a program that only prints its help need not wait for it.
-    if name in _PUBLIC:
+    if name in _MODULES:
         import importlib
 
-        return getattr(importlib.import_module(f"clearclip.{_PUBLIC[name]}"), name)
+        return getattr(importlib.import_module(f"clearclip.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'clearclip' has no attribute {name!r}")
 
 

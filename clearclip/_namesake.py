@@ -15,8 +15,10 @@ def hide_datasets_folder() -> None:
         return
     spec = importlib.util.find_spec("datasets")
     ours = Path(__file__).resolve().parents[1] / "datasets"
-    if spec and spec.origin is None and {Path(path).resolve() for path in spec.submodule_search_locations} == {ours}:
-        sys.modules["datasets"] = None
+    if spec is None or spec.origin is not None:
+        return
+    if {Path(folder).resolve() for folder in spec.submodule_search_locations or ()} == {ours}:
+        sys.modules["datasets"] = None  # type: ignore[assignment]  # import then raises ModuleNotFoundError
 
 
 hide_datasets_folder()

@@ -1,7 +1,14 @@
-"""Token mixing: which tokens the last block's values are averaged over."""
+"""Token mixing: which tokens the last block's values are averaged over.
+
+`TERMS` holds what an attention can be made of. One more is a function in it:
+
+    TERMS["kv"] = lambda q, k, v, prefix: (k, v)  # softmax(k vᵀ / √d), now a part of every written attention
+"""
 
 import functools
+import inspect
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +18,18 @@ from torch import Tensor
 from clearclip.errors import UserError
 from clearclip.trunk import Trunk
 
-TERMS = ("qk", "qq", "kk", "vv", "identity")
+Pair = tuple[Tensor, Tensor]
+# From q, k, v [B, heads, T, d], and how many prefix tokens are the first of T, to what plays query and key,
+# [B, heads, T, any], whose products the softmax takes; None: a token sees only itself. A term that is written with a
+# number after it, as pearl0.3, takes that number too.
+Term = Callable[..., Pair | None]
+
+NEWTON_SCHULZ_STEPS = 5
 
 
 @dataclass(frozen=True)
 class Attention:
-    """A sum of softmax attentions, written "qq", "qq+kk" or "kk+gaussian5".
+    """A sum of softmax attentions, written "qq", "qq+kk", "kk+gaussian5" or "pearl0.08".
 
     Each term names what plays query and key ("identity": a token sees only itself). Terms are summed, not
     averaged, as in SCLIP. `gaussian` is the standard deviation, in patches, of NACLIP's neighbourhood, which
@@ -31,10 +44,10 @@ class Attention:
         """Read the written form. Raises UserError naming an unknown term."""
         terms, gaussian = [], None
         for part in text.replace(" ", "").split("+"):
-            if part in TERMS:
-                terms.append(part)
-            elif gaussian is None and (match := re.fullmatch(r"gaussian(\d+\.?\d*)", part)):
+            if gaussian is None and (match := re.fullmatch(r"gaussian(\d+\.?\d*)", part)):
                 gaussian = float(match[1])
+            elif find_term(part):
+                terms.append(part)
             else:
                 raise UserError(f"unknown attention {part!r}; use {', '.join(TERMS)}, sums of them, and gaussian<std>")
         if not terms or gaussian == 0:
@@ -43,6 +56,64 @@ class Attention:
 
     def __str__(self) -> str:
         return "+".join(self.terms) + ("" if self.gaussian is None else f"+gaussian{self.gaussian:g}")
+
+
+def procrustes(
+    q: Tensor, k: Tensor, v: Tensor, prefix: int, alpha: float = 0.08, steps: int | None = NEWTON_SCHULZ_STEPS
+) -> Pair:
+    """PEARL's term (arXiv 2603.21528): keys rotated onto queries, and a share `alpha` of key-key attention, float32.
+
+    The logits are q (k R)ᵀ + α (k − k̄)(k − k̄)ᵀ. R [B, heads, d, d] is the rotation that best carries the keys, less
+    k̄, onto the queries, less q̄; both means weigh a patch by the length of its query and prefix tokens not at all.
+    """
+    q, k = q.float(), k.float()
+    weights = q.norm(dim=-1, keepdim=True)  # [B, heads, T, 1]
+    weights = torch.cat([torch.zeros_like(weights[:, :, :prefix]), weights[:, :, prefix:]], dim=2)
+    weights = weights / (weights.sum(dim=2, keepdim=True) + 1e-6)
+    q_centred, k_centred = (x - (weights * x).sum(dim=2, keepdim=True) for x in (q, k))
+    rotation = polar(k_centred.mT @ q_centred, steps)
+    structure = alpha**0.5 * k_centred
+    return torch.cat([q, structure], dim=-1), torch.cat([k @ rotation, structure], dim=-1)
+
+
+def polar(matrix: Tensor, steps: int | None = NEWTON_SCHULZ_STEPS) -> Tensor:
+    """The orthogonal factor M (MᵀM)^(−1/2) of matrices M [..., d, d], by steps of Newton and Schulz; None: exactly.
+
+    After few steps it is only nearly orthogonal: PEARL's published numbers are those of five.
+    """
+    if steps is None:
+        left, _, right = torch.linalg.svd(matrix)
+        return left @ right
+    gram = matrix.mT @ matrix
+    size = gram.norm(dim=(-2, -1), keepdim=True)
+    identity = torch.eye(matrix.shape[-1], device=matrix.device, dtype=matrix.dtype)
+    y, z = gram / size + 1e-6 * identity, identity
+    for _ in range(steps):
+        step = (3 * identity - z @ y) / 2
+        y, z = y @ step, step @ z
+    return matrix @ z / size.sqrt()
+
+
+TERMS: dict[str, Term] = {
+    "qk": lambda q, k, v, prefix: (q, k),
+    "qq": lambda q, k, v, prefix: (q, q),
+    "kk": lambda q, k, v, prefix: (k, k),
+    "vv": lambda q, k, v, prefix: (v, v),
+    "identity": lambda q, k, v, prefix: None,
+    "pearl": procrustes,
+    "pearlsvd": functools.partial(procrustes, steps=None),
+}
+
+
+def find_term(text: str) -> Term | None:
+    """The function of a term as it is written, "qq" or "pearl0.3"; None where there is none."""
+    if text in TERMS:
+        return TERMS[text]
+    match = re.fullmatch(r"([a-z]+)(\d+\.?\d*)", text)
+    term = TERMS.get(match[1]) if match else None
+    if match is None or term is None or "alpha" not in inspect.signature(term).parameters:
+        return None
+    return functools.partial(term, alpha=float(match[2]))
 
 
 def gaussian_neighbourhood(grid: tuple[int, int], std: float, prefix: int = 1) -> Tensor:
@@ -62,33 +133,62 @@ def logit_bias(attention: Attention, trunk: Trunk) -> Tensor | None:
 
 def mix(attention: Attention, q: Tensor, k: Tensor, v: Tensor, trunk: Trunk) -> Tensor:
     """Values [B, heads, P+N, d] averaged as `attention` says, the prefix tokens taking part."""
-    return mix_terms(attention.terms, q, k, v, logit_bias(attention, trunk))
+    return mix_terms(attention.terms, q, k, v, logit_bias(attention, trunk), prefix=trunk.prefix)
 
 
 def mix_terms(
-    terms: tuple[str, ...], q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None
+    terms: tuple[str, ...],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    prefix: int = 1,
 ) -> Tensor:
     """Values [B, heads, T, d] averaged by each of `terms`, summed: softmax(scale · x yᵀ + bias), scale 1 / √d or given.
 
-    `bias` broadcasts to [B, heads, T, T].
+    `bias` broadcasts to [B, heads, T, T]. The first `prefix` of the T tokens are no patches.
     """
-    named = {"q": q, "k": k, "v": v}
-    parts = [
-        v
-        if term == "identity"
-        else F.scaled_dot_product_attention(named[term[0]], named[term[1]], v, attn_mask=bias, scale=scale)
-        for term in terms
-    ]
-    return functools.reduce(torch.add, parts)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return functools.reduce(torch.add, [_average(term, q, k, v, bias, scale, prefix) for term in terms])
 
 
-def similarity_attention(similarity: Tensor, beta: float = 1.0, gamma: float = 3.0) -> Tensor:
+def _average(term: str, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, prefix: int) -> Tensor:
+    function = find_term(term)
+    assert function is not None, term
+    pair = function(q, k, v, prefix)
+    if pair is None:
+        return v
+    x, y = pair
+    bias = None if bias is None else bias.to(x)
+    return F.scaled_dot_product_attention(x, y, v.to(x), attn_mask=bias, scale=scale).to(v)
+
+
+def self_correlating_output(trunk: Trunk, scale: float = 10.0) -> Tensor:
+    """The last block's output [B, P+N, D] with self-correlating recursive attention; its skips and its rest stay.
+
+    What the block's own attention gives, projected, says in a second pass which tokens' values are averaged:
+    softmax(scale · cosine) of its heads where that is not negative (RADSeg, arXiv 2511.19704).
+    """
+    block, (q, k, v) = trunk.backbone.blocks[-1], trunk.qkv()
+    first = block.merge_heads(F.scaled_dot_product_attention(q, k, v))  # [B, P+N, D]
+    unit = F.normalize(first.float().unflatten(-1, (block.heads, -1)).transpose(1, 2), dim=-1)  # [B, heads, P+N, d]
+    weights = similarity_attention(unit @ unit.transpose(-1, -2), beta=0, gamma=scale)
+    tokens = trunk.tokens() + block.attention_output(weights.to(v) @ v)
+    return tokens + block.mlp(tokens)
+
+
+def similarity_attention(
+    similarity: Tensor, beta: float = 1.0, gamma: float = 3.0, mean: Tensor | None = None
+) -> Tensor:
     """Weights [..., N, N], rows summing to 1, from the similarity S [..., N, N] of the patches of a window.
 
     softmax(γ (S − β · mean S)) over the patches where that is not negative (ProxyCLIP). The mean is each window's
-    own, so that a result does not depend on what else is in its batch.
+    own, so that a result does not depend on what else is in its batch, unless `mean` is given.
     """
-    shifted = similarity - beta * similarity.mean(dim=(-2, -1), keepdim=True)
+    if mean is None:
+        mean = similarity.mean(dim=(-2, -1), keepdim=True)
+    shifted = similarity - beta * mean
     excluded = shifted < 0
     excluded.diagonal(dim1=-2, dim2=-1).fill_(False)  # where all patches are alike, a patch keeps itself
     return (gamma * shifted).masked_fill(excluded, -torch.inf).softmax(dim=-1)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent
 BASE, DELETE = "_base_", "_delete_"
-EVALUATION = "clearclip.evaluation"  # what our configs import for MMEngine; it needs MMSegmentation
+EVALUATION = "clearclip.evaluation.mmseg"  # what our configs import for MMEngine; it needs MMSegmentation
 
 _VARIABLE = re.compile(
     r"""\{\{\s*(?:

@@ -18,6 +18,26 @@ DEVICE_BAND_BYTES = 64 << 20  # elsewhere, where a launch costs more than memory
 BAND_ROWS = 32  # so many at once let the matrix product reuse what it reads
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """What a decoder makes of the maps of an image.
+
+    Attributes:
+        labels: [H, W].
+        classes: how many there are; a label beyond them is none of them.
+        make: makes `probabilities`, which hold all classes at full size: few ask for them.
+    """
+
+    labels: Tensor
+    classes: int
+    make: Callable[[], Tensor]
+
+    @functools.cached_property
+    def probabilities(self) -> Tensor:
+        """What competes for a pixel, [C, H, W], float32."""
+        return self.make()
+
+
 class LabelDecoder(Protocol):
     """What turns the maps of an image into labels."""
 

@@ -1,4 +1,4 @@
-"""How a program ends when its user, not its author, has something to mend."""
+"""Errors for users: one sentence, no traceback."""
 
 import functools
 import os
@@ -11,7 +11,7 @@ R = TypeVar("R")
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one sentence that names the file or option and the remedy."""
+    """Bad input. Its message is one sentence that names the file or option and the remedy."""
 
 
 def program(main: Callable[P, R]) -> Callable[P, R]:

@@ -15,9 +15,9 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -25,12 +25,15 @@ from torch import Tensor
 
 from clearclip.errors import UserError
 
+StrPath: TypeAlias = str | os.PathLike[str]
+
 LONG_SIDE = 2048  # the published resize never makes an image longer than this
 MAX_PIXELS = 200_000_000  # 0.6 GB once decoded; the largest sensors of phones have just as many
 LARGE = 50_000_000  # below it, no version of Pillow has a limit of its own
 DEPTHS = (8, 10, 12, 14, 16, 32)
 EXIF_ORIENTATION = 0x0112
 TIFF_SUBFILE_TYPE, TIFF_THUMBNAIL = 254, 1
+TIFF_SIZE = (256, 257)  # width, height
 
 SUFFIXES = (
     *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"),
@@ -70,16 +73,16 @@ class Skipped(NamedTuple):
     reason: str
 
 
-def read_image(image, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
+def read_image(image: StrPath | Image.Image | np.ndarray | Tensor, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
     """A picture as RGB, uint8 [H, W, 3], C-contiguous, turned upright as EXIF says.
 
     `image` is a path, a PIL image, an array [H, W] or [H, W, C], or a tensor [H, W] or [C, H, W], where C is 1 (grey),
     2 (grey, alpha), 3 (RGB) or 4 (RGBA). Arrays and tensors hold floats in 0..1, integers (see the head of this
-    module for their depth) or bool. Transparent pixels are laid on white. An array that is what it should be is
-    returned as it is, not copied.
+    module for their depth) or bool. Transparent pixels are laid on white. An array that is already RGB uint8 is
+    returned without a copy.
 
-    Raises UserError naming the file for one that is missing, no regular file, damaged, of a format that cannot be
-    read or, by its header, of more than `max_pixels` pixels (None: no limit); and for anything else that is no image.
+    Raises UserError, naming the file, where it is missing, not a regular file, damaged, of an unknown format or, by
+    its header, larger than `max_pixels` pixels (None: no limit); and for anything else that is not an image.
     """
     if isinstance(image, str | os.PathLike):
         return _read_file(image, max_pixels, upright=True)
@@ -106,7 +109,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     with _opened(path) as image:
         width, height = image.size
         if image.format == "TIFF":  # newer versions of Pillow turn this size as they will turn the pixels
-            width, height = (int(image.tag_v2[tag]) for tag in (256, 257))
+            width, height = (_tiff_tag(image, tag) for tag in TIFF_SIZE)
         return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
@@ -139,22 +142,31 @@ def resize_short(image: np.ndarray, short_side: int) -> np.ndarray:
         return image
     import cv2
 
-    height, width = resized_shape(*image.shape[:2], short_side)
+    height, width, _ = image.shape
+    height, width = resized_shape(height, width, short_side)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def resize_patches(image: np.ndarray, short_side: int, patch: int) -> np.ndarray:
+    """CLIPer's resize of [H, W, 3]: the same scale, each side to the nearest multiple of a patch, Pillow's bicubic."""
+    height, width = image.shape[:2]
+    scale = min(LONG_SIDE / max(height, width), short_side / min(height, width))
+    height, width = (max(1, round(side * scale / patch)) * patch for side in (height, width))
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 # Files
 
 
-def _read_file(path, max_pixels: int | None, upright: bool) -> np.ndarray:
+def _read_file(path: StrPath, max_pixels: int | None, upright: bool) -> np.ndarray:
     with _opened(path) as image:
-        _check_pixels(path, image.size, max_pixels)
+        _check_pixels(str(path), image.size, max_pixels)
         with _decoding(f"{path}, {image.width} × {image.height} pixels,"):
             return _decode(image, upright)
 
 
 @contextlib.contextmanager
-def _opened(path) -> Iterator[Image.Image]:
+def _opened(path: StrPath) -> Iterator[Image.Image]:
     """The picture at `path`, its header read by Pillow and its pixels not yet decoded."""
     if re.match(r"\w+://", str(path)):
         raise UserError(f"{path} is an address, not a file; download the picture and give its path")
@@ -197,7 +209,7 @@ _pillow_limit = threading.RLock()
 
 
 @contextlib.contextmanager
-def _without_pillow_limit():
+def _without_pillow_limit() -> Iterator[None]:
     """Pillow has one limit for the whole process, below ours, that warns first: lift it where ours is checked."""
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -207,7 +219,7 @@ def _without_pillow_limit():
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _check_pixels(name, size: tuple[int, int], max_pixels: int | None) -> None:
+def _check_pixels(name: str, size: tuple[int, int], max_pixels: int | None) -> None:
     width, height = size
     if max_pixels is not None and width * height > max_pixels:
         raise UserError(
@@ -217,7 +229,7 @@ def _check_pixels(name, size: tuple[int, int], max_pixels: int | None) -> None:
 
 
 @contextlib.contextmanager
-def _decoding(name: str):
+def _decoding(name: str) -> Iterator[None]:
     """Turn what decoders raise into UserError. A lack of memory is not called a damaged file."""
     try:
         yield
@@ -235,7 +247,7 @@ def _one_line(error: Exception) -> str:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8. Pillow's own reading is not used: it would decode a PNG, and believe XMP."""
-    value = _tiff_tag(image, EXIF_ORIENTATION)
+    value: object = _tiff_tag(image, EXIF_ORIENTATION)
     if "exif" in image.info:
         exif = Image.Exif()
         with contextlib.suppress(Exception):  # damaged EXIF turns nothing
@@ -275,11 +287,12 @@ def _opencv_pixels(image: Image.Image) -> np.ndarray | None:
 
     That is where it made the published numbers, JPEG files, and where Pillow would keep 8 bits of 16.
     """
-    deep = image.mode in ("LA", "RGB", "RGBA") and any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    tiles = getattr(image, "tile", ())  # where the encoded pixels are in the file; none once they are loaded
+    deep = image.mode in ("LA", "RGB", "RGBA") and any(";16" in str(tile) for tile in tiles)
     jpeg = image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
     file = getattr(image, "fp", None)
     drafted = getattr(image, "decoderconfig", ())  # Pillow was asked for a smaller JPEG than is stored
-    if not (deep or jpeg) or drafted or file is None or not image.tile or image.tell():
+    if not (deep or jpeg) or drafted or file is None or not tiles or image.tell():
         return None
     import cv2
 
@@ -332,7 +345,7 @@ def _tensor_pixels(tensor: Tensor) -> np.ndarray:
         raise UserError(f"a tensor {tensor.dtype} {tensor.layout} is no image ({_one_line(error)})") from error
 
 
-def _check_form(shape: tuple[int, ...], dtype, what: str, channels_at: int) -> None:
+def _check_form(shape: tuple[int, ...], dtype: object, what: str, channels_at: int) -> None:
     """Raise UserError for an array or tensor whose shape is no image's; `channels_at` is 0 or 2."""
     kind = str(dtype).removeprefix("torch.")
     sound = len(shape) == 2 or (len(shape) == 3 and 1 <= shape[channels_at] <= 4)
@@ -388,9 +401,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 # Folders
 
 
-def find_pictures(
-    inputs: str | Path | Iterable[str | Path], recursive: bool = False
-) -> tuple[list[Path], list[Skipped]]:
+def find_pictures(inputs: StrPath | Iterable[StrPath], recursive: bool = False) -> tuple[list[Path], list[Skipped]]:
     """The pictures that files, folders and globs name, each once, and what was left out.
 
     A file is taken as it is. Of a folder, and of what a glob matches (`**` for any depth), pictures are known by
@@ -417,7 +428,7 @@ def find_pictures(
     return list(pictures.values()), list(skipped.values())
 
 
-def _candidates(given, recursive: bool) -> Iterator[Path]:
+def _candidates(given: StrPath, recursive: bool) -> Iterator[Path]:
     """The files of a folder, or what a glob matches."""
     if _is(os.path.isdir, given):
         for folder, folders, files in os.walk(given):
@@ -435,7 +446,7 @@ def _candidates(given, recursive: bool) -> Iterator[Path]:
         raise UserError(f"{str(given)!r} does not exist; give pictures, folders or globs")
 
 
-def _is(test, path) -> bool:
+def _is(test: Callable[[StrPath], bool], path: StrPath) -> bool:
     try:
         return test(path)
     except ValueError:  # a NUL
@@ -455,7 +466,7 @@ def _why_not(path: Path) -> str:
     return "" if path.stat().st_size else "empty"
 
 
-def _natural(path: Path) -> tuple:
+def _natural(path: Path) -> tuple[list[int | str], str]:
     """Sort key of a path: numbers by their value, letters whatever their case."""
     parts = re.split(r"(\d+)", str(path).casefold())
     return [int(part) if part.isdecimal() else part for part in parts], str(path)

@@ -1,4 +1,4 @@
-"""Where things lie on the user's disk, and writing files that are never seen half-written."""
+"""Where files belong on the user's disk, and writing them so that none is ever seen half-written."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ def data_root() -> Path:
 def safe_component(text: str) -> str:
     """`text` as the name of one file or folder: never empty, `..`, hidden, too long or with a separator.
 
-    What is neither a letter, a digit nor one of `._-+=,` becomes `-`. Where more than a colon changes, a checksum of
+    Any character but letters, digits and `._-+=,` becomes `-`. Where more than a colon changes, a checksum of
     `text` follows, so that two names never share a folder: `safe_component("../x")` is `x-1fb8ad98`.
     """
     safe = re.sub(r"[^\w.+=,-]", "-", text)
@@ -43,10 +43,10 @@ def safe_component(text: str) -> str:
     return f"{name}-{zlib.crc32(text.encode(errors='surrogatepass')):08x}".lstrip("-")
 
 
-def check_writable(path) -> None:
-    """Raise `UserError` where no file can be made at `path`; folders that do not exist yet can be.
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise `UserError` unless a file can be written at `path`; its folders need not exist yet.
 
-    A file that is there and read-only counts as one that must not be replaced.
+    A read-only file at `path` must not be replaced.
     """
     if "\0" in str(path):
         raise UserError(f"{str(path)!r} cannot be written, its name holds a NUL: give another path")
@@ -63,12 +63,12 @@ def check_writable(path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_write(path) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path` in one step.
 
-    A file that is replaced hands down its mode and, where that is allowed, its owner; of a symbolic link the target
-    is replaced. Nothing is left behind when writing fails (say on a full disk) or SIGTERM arrives. Raises `OSError`;
-    `PermissionError` for a file that is read-only.
+    The new file takes over the old one's mode and, where permitted, its owner; a symbolic link is followed. Nothing is
+    left behind when writing fails (say on a full disk) or SIGTERM arrives. Raises `OSError`, for a read-only file
+    `PermissionError`.
     """
     target = Path(os.path.realpath(path))
     if _read_only(target):
@@ -109,7 +109,7 @@ def _inherit(temporary: Path, target: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have the file on the disk before its name is: after a power cut it could be empty otherwise."""
+    """Get the contents onto the disk before the name: otherwise a power cut could leave an empty file."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 

@@ -131,7 +131,7 @@ class Registry(Generic[T]):
 
 
 def import_modules(names: Iterable[str]) -> None:
-    """Import modules that register methods, refinements, vision models or backbones of one's own.
+    """Import user modules, which register methods, refinements, vision models or backbones.
 
     Raises UserError for one that cannot be imported.
     """

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from clearclip import windows
 from clearclip.backbones import Backbone, choose_device, choose_precision, load_backbone
-from clearclip.decode import LabelDecoder
+from clearclip.decode import Decoded, LabelDecoder
 from clearclip.errors import UserError
-from clearclip.images import read_image, resize_short, resized_shape
-from clearclip.methods import Method, check_features, check_scores
+from clearclip.images import read_image, resize_patches, resize_short, resized_shape
+from clearclip.methods import Method, check_features, check_scores, similarity
 from clearclip.refine import Refinement
 from clearclip.spec import Spec
 from clearclip.text import Queries, TextEmbeddings, embed_names
@@ -29,7 +29,7 @@ from clearclip.view import View
 from clearclip.vocabulary import Vocabulary
 from clearclip.windows import Maps, Stitcher
 
-RESIZERS = ("cv2", "device")
+RESIZERS = ("cv2", "device", "pil")
 WINDOW_BATCH = {"cuda": 64, "mps": 8, "cpu": 4}
 
 
@@ -63,12 +63,14 @@ class Segmenter:
         text_embeddings: a file or `TextEmbeddings` in place of the text tower and the templates.
         short_side: images are resized to this, in pixels, as published; 0 keeps their size.
         crop, stride: windows of `crop` pixels every `stride`; `crop` 0 takes the whole image at once.
+        two_steps: the scores of a whole image go to the resized image's size first and from there to the output's, as
+            in NACLIP's code and what builds on it, not in one step.
         logit_scale: what multiplies cosine scores before their softmax; `temperature` is another name for it.
         threshold, area_threshold: see `clearclip.decode.Decoder`.
         device, precision, compile: see `load_backbone`.
         window_batch: windows that go through the network at once, by default what suits the device. It does not
             change the result.
-        resize: "cv2", as published, or "device", see the method of that name.
+        resize: "cv2", as published, or "device", or CLIPer's "pil", see the method of that name.
         refinements: what follows those that `method` names.
 
     Raises:
@@ -93,13 +95,15 @@ class Segmenter:
         precision: str = "auto",
         window_batch: int | None = None,
         resize: str = "cv2",
+        two_steps: bool = False,
         compile: bool = False,
         temperature: float | None = None,
         refinements: Sequence[Refinement] = (),
     ):
         scale = {"logit_scale": logit_scale} if temperature is None else {"temperature": temperature}
         settings = dict(short_side=short_side, crop=crop, stride=stride, window_batch=window_batch, resize=resize)
-        check_settings(settings | scale | dict(threshold=threshold, area_threshold=area_threshold))
+        thresholds = dict(threshold=threshold, area_threshold=area_threshold)
+        check_settings(settings | scale | thresholds | dict(two_steps=two_steps))
         if isinstance(method, str):
             method = Spec.parse(method)  # what is wrong should not wait for the weights
         if not isinstance(method, Spec | Method):
@@ -115,6 +119,12 @@ class Segmenter:
         self.refinements: list[Refinement]
         self.method, own = (method, []) if isinstance(method, Method) else method.create(backbone)
         self.refinements = [*own, *refinements]
+        self.of_features = tuple(refinement for refinement in self.refinements if refinement.sees_features)
+        if self.of_features and not scores_features(self.method):
+            raise UserError(
+                f"{type(self.of_features[0]).__name__} refines features, of which {type(self.method).__name__} does "
+                "not make its scores; use it after another method, such as ClearCLIP"
+            )
         self.device = backbone.device
         self.templates = templates
         if text_embeddings is not None and not isinstance(text_embeddings, TextEmbeddings):
@@ -124,6 +134,7 @@ class Segmenter:
         self.text_embeddings = text_embeddings
         self._embedded: TextEmbeddings | None = None
         self.resizer, self.short_side, self.crop, self.stride = resize, short_side, crop, stride
+        self.two_steps = two_steps
         self.logit_scale = logit_scale if temperature is None else temperature
         self.threshold, self.area_threshold = threshold, area_threshold
         self.window_batch = window_batch or WINDOW_BATCH[self.device.type]
@@ -161,12 +172,12 @@ class Segmenter:
         decoder, results = self.decoder(queries), []
         for view, dense in zip(views, seen):
             check_finite(self.method, bool(dense.finite))
-            maps = self.maps(view, dense, queries)
+            decoded = self.decode(view, dense, queries, decoder)
             results.append(
                 Segmentation(
-                    self.decode(decoder, view, maps, queries).cpu().numpy(),
+                    decoded.labels.cpu().numpy(),
                     queries.names,
-                    decoder.probabilities(maps).cpu().numpy() if scores else None,
+                    decoded.probabilities.cpu().numpy() if scores else None,
                     None if dense.features is None else dense.features.cpu().numpy(),
                 )
             )
@@ -174,16 +185,20 @@ class Segmenter:
 
     def queries(self, vocabulary: Vocabulary) -> Queries:
         """Embed a vocabulary's names, or pick them from the text embeddings that were given."""
+        words = self.method.words
         if self.text_embeddings is not None:
             text, query_class = self.text_embeddings.select(vocabulary)
+            if words:
+                text = torch.cat([text, self.text_embeddings.rows(words)])
         else:
             # The last names are kept: images come one by one, and the cache on disk may be one not to write to.
-            if self._embedded is None or self._embedded.names != vocabulary.queries:
-                self._embedded = embed_names(self.backbone, vocabulary.queries, self.templates)
+            names = (*vocabulary.queries, *words)
+            if self._embedded is None or self._embedded.names != names:
+                self._embedded = embed_names(self.backbone, names, self.templates)
             text, query_class = self._embedded.embeddings, vocabulary.query_class
         text = text.to(self.device)
         prepared = self.method.prepare(text, query_class, self.logit_scale)
-        return Queries(text, query_class, vocabulary.classes, prepared)
+        return Queries(text[: len(query_class)], query_class, vocabulary.classes, prepared)
 
     def decoder(self, queries: Queries) -> LabelDecoder:
         """What turns maps into labels for these queries, as the method wants it."""
@@ -194,11 +209,16 @@ class Segmenter:
 
         "cv2" is OpenCV's resize, on the CPU. "device" uploads the image and does the same there, but rounds once
         where OpenCV does several times: 11 % of a photograph's values, 13 % of those of noise, differ by 1 level.
+        "pil" is CLIPer's: Pillow's bicubic resize, both sides rounded to multiples of the patch.
         """
         if not self.short_side:
             return image
-        if self.resizer == "cv2":
-            array = resize_short(image.permute(1, 2, 0).cpu().numpy(), self.short_side)
+        if self.resizer != "device":
+            array = image.permute(1, 2, 0).cpu().numpy()
+            if self.resizer == "cv2":
+                array = resize_short(array, self.short_side)
+            else:
+                array = resize_patches(array, self.short_side, self.backbone.patch_size)
             return torch.from_numpy(array).permute(2, 0, 1)
         shape = resized_shape(image.shape[1], image.shape[2], self.short_side)
         resized = F.interpolate(image.to(self.device).float()[None], size=shape, mode="bilinear")[0]
@@ -211,7 +231,7 @@ class Segmenter:
         """
         resized = self.resize(image)
         height, width = resized.shape[1:]
-        plan = windows.plan(height, width, self.crop, self.stride, self.backbone.patch_size)
+        plan = windows.plan(height, width, self.crop, self.stride, self.backbone.patch_size, self.two_steps)
         wanted = shape or (image.shape[1], image.shape[2])
         return View(self.backbone, resized, image, wanted, plan, self.window_batch, self.stitcher, name)
 
@@ -231,9 +251,7 @@ class Segmenter:
     def labels(self, views: Sequence[View], queries: Queries) -> tuple[list[Tensor], Tensor]:
         """Labels [H, W] of each view, and whether all scores were finite, a tensor: nothing waits for the device."""
         decoder, seen = self.decoder(queries), self.look(views, queries)
-        labels = [
-            self.decode(decoder, view, self.maps(view, dense, queries), queries) for view, dense in zip(views, seen)
-        ]
+        labels = [self.decode(view, dense, queries, decoder).labels for view, dense in zip(views, seen)]
         return labels, torch.stack([dense.finite for dense in seen]).all()
 
     def look(self, views: Sequence[View], queries: Queries, features: bool = False) -> list["Dense"]:
@@ -251,12 +269,14 @@ class Segmenter:
             maps = refinement(view, maps, queries)
         return maps
 
-    def decode(self, decoder: LabelDecoder, view: View, maps: Maps, queries: Queries) -> Tensor:
-        """Labels [H, W] of a view from its maps, refined."""
-        labels = decoder.labels(maps)
+    @torch.inference_mode()
+    def decode(self, view: View, dense: "Dense", queries: Queries, decoder: LabelDecoder) -> Decoded:
+        """What the decoder makes of a view, refined."""
+        maps = self.maps(view, dense, queries)
+        decoded = Decoded(decoder.labels(maps), decoder.num_classes, functools.partial(decoder.probabilities, maps))
         for refinement in self.refinements:
-            labels = refinement.labels(view, labels, queries)
-        return labels
+            decoded = refinement.labels(view, decoded)
+        return decoded
 
     def _scores(self, queries: Queries, trunk: Trunk) -> Tensor:
         scores = self.method.scores(trunk, queries.for_scores)
@@ -266,7 +286,18 @@ class Segmenter:
         features = trunk.once(self.method, lambda: self.method.features(trunk))
         return check_features(self.method, features, trunk.images.shape[0]).float()
 
+    @property
+    def sees_images(self) -> bool:
+        """Whether the method, or what refines its features, works on whole images."""
+        return self.method.sees_images or bool(self.of_features)
+
     def _look_at(self, view: View, queries: Queries, features: bool) -> "Dense":
+        if scores_features(self.method):
+            seen = check_features(self.method, self.method.image_features(view)).float()
+            for refinement in self.of_features:
+                seen = refinement.features(view, seen)
+            scores = similarity(seen[None], queries.for_scores)[0]
+            return Dense(scores, F.normalize(seen, dim=-1) if features else None, whole=True)
         scores = check_scores(self.method, self.method.image_scores(view, queries.for_scores), (len(queries.text),))
         if not features:
             return Dense(scores, None, whole=True)
@@ -302,11 +333,11 @@ def look_together(
     They are of one backbone and one geometry of windows, that of the views. What they share is computed once: the
     blocks of the network, a method's features for several vocabularies, its scores for several thresholds.
     """
-    keys = [(segmenter.method, id(queries.for_scores)) for segmenter, queries in seers]
+    keys = [(segmenter.method, id(queries.for_scores), segmenter.of_features) for segmenter, queries in seers]
     by_image: dict[Hashable, list[Dense]] = {}
     functions: dict[Hashable, Callable[[Trunk], Tensor]] = {}
     for key, (segmenter, queries) in dict(zip(keys, seers)).items():
-        if segmenter.method.sees_images:
+        if segmenter.sees_images:
             by_image[key] = [segmenter._look_at(view, queries, features) for view in views]
             continue
         functions[key] = functools.partial(segmenter._scores, queries)
@@ -360,11 +391,17 @@ def check_finite(method: Method, finite: bool) -> None:
         )
 
 
+def scores_features(method: Method) -> bool:
+    """Whether a method's scores are nothing but the cosine of its features and the text."""
+    cls = type(method)
+    return cls.scores is Method.scores and cls.image_scores is Method.image_scores
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise UserError naming a setting that no `Segmenter` can have.
 
     Looks at those of `short_side`, `crop`, `stride`, `window_batch` (None: by the device), `logit_scale` or
-    `temperature`, `threshold`, `area_threshold` and `resize` that are there.
+    `temperature`, `threshold`, `area_threshold`, `resize` and `two_steps` that are there.
     """
     settings = {key: value for key, value in settings.items() if (key, value) != ("window_batch", None)}
     for key, least in (("short_side", 0), ("crop", 0), ("stride", 0), ("window_batch", 1)):
@@ -383,7 +420,9 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             f"stride {settings['stride']} must be between 1 and the crop, {settings['crop']}: else pixels are left out"
         )
     if settings.get("resize", "cv2") not in RESIZERS:
-        raise UserError(f"unknown resize {settings['resize']!r}; use {' or '.join(RESIZERS)}")
+        raise UserError(f"unknown resize {settings['resize']!r}; use one of {', '.join(RESIZERS)}")
+    if not isinstance(settings.get("two_steps", False), bool):
+        raise UserError(f"two_steps must be True or False, not {settings['two_steps']!r}")
 
 
 def check_loaded(backbone: Backbone, device: str, precision: str, compile: bool) -> None:

@@ -25,7 +25,7 @@ class Spec:
 
     @classmethod
     def parse(cls, text: str) -> "Spec":
-        """Read the written form. Raises UserError for an unknown name or an option that cannot be.
+        """Read the written form. Raises UserError for an unknown name or a wrong option.
 
         A "+" inside an option, as in "ClearCLIP:attention=qq+kk", is followed by no refinement's name.
         """
@@ -44,12 +44,17 @@ class Spec:
         return cls(METHODS.parse(method), tuple(map(REFINEMENTS.parse, refinements)))
 
     @property
+    def choices(self) -> tuple[Choice[Any], ...]:
+        """The method and then its refinements, in the order in which they run."""
+        return self.method, *self.refinements
+
+    @property
     def settings(self) -> list[list[Any]]:
-        """Names of the method and its refinements, each with all its options, as JSON can hold them."""
-        return [[choice.name, dict(choice.settings)] for choice in (self.method, *self.refinements)]
+        """For JSON: the name and all options of the method and of each refinement."""
+        return [[choice.name, dict(choice.settings)] for choice in self.choices]
 
     def __str__(self) -> str:
-        return "+".join(map(str, (self.method, *self.refinements)))
+        return "+".join(map(str, self.choices))
 
     def create(self, backbone: Backbone) -> tuple[Method, list[Refinement]]:
         """The method and its refinements on a backbone. Raises UserError for an option that they refuse."""

@@ -21,11 +21,17 @@ import sys
 import time
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from clearclip.errors import UserError
 from clearclip.paths import atomic_write, cache_dir
+
+if TYPE_CHECKING:  # hashes need no PyTorch, which takes seconds to import
+    import torch
+    from torch import Tensor
 
 # What a pickle of tensors may name. `_call` makes dicts and tensors of five of them; the others stay names.
 NAMES = re.compile(
@@ -34,7 +40,7 @@ NAMES = re.compile(
     r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
     r"|torch\.(Tensor|Size|device|nn\.parameter\.Parameter|serialization\._get_layout)"
     r"|torch\.(storage\.)?\w+Storage|torch\.[a-z]+\d\w*|torch\.(bool|per_tensor_affine|per_channel_affine)"
-    r"|torch\.jit\._pickle\.\w+|__torch__\..+"
+    r"|torch\.jit\._pickle\.\w+|__torch__\..+|argparse\.Namespace"
 )
 DTYPES = {
     "torch.FloatStorage": "float32",
@@ -69,8 +75,8 @@ class _Object:
     """A class or function that a pickle names, or what calling it would have made. It is never called."""
 
     name: str
-    args: tuple = ()
-    state: object = None
+    args: tuple[Any, ...] = ()
+    state: Any = None  # of a module, its attributes by name
 
 
 @dataclass(frozen=True)
@@ -88,14 +94,14 @@ class _Stored:
 
     storage: _Storage
     offset: int
-    size: tuple
-    stride: tuple
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
 # The public functions
 
 
-def load_state_dict(path: str | Path, prefix: str = "") -> dict:
+def load_state_dict(path: str | Path, prefix: str = "") -> "dict[str, Tensor]":
     """Read the tensors of a file whose names start with `prefix`; the prefix is removed.
 
     Takes .safetensors, and under any other suffix PyTorch's files (with or without the wrappers `state_dict`, `model`
@@ -104,14 +110,13 @@ def load_state_dict(path: str | Path, prefix: str = "") -> dict:
     allows. Nothing in the file is run.
 
     Raises:
-        UserError: the file is damaged, asks for code to be run, or holds under these names NaN, infinity, or what is
-            no plain tensor of real numbers (sparse, quantised, complex, meta, 8-bit floats).
+        UserError: the file is damaged, asks for code to be run, or holds under these names NaN, infinity, or anything
+            but plain tensors of real numbers (sparse, quantised, complex and meta tensors, 8-bit floats).
     """
     path = Path(path)
     with _named(path):
-        state = _read_safetensors(path, prefix) if path.suffix == ".safetensors" else _read_pytorch(path, prefix)
-        for name, value in state.items():
-            _check_plain(prefix + name, value)
+        read = _read_safetensors if path.suffix == ".safetensors" else _read_pytorch
+        state = {name: _plain(prefix + name, value) for name, value in read(path, prefix).items()}
     if name := _first_infinite(state):
         raise UserError(
             f"{path} holds NaN or infinity in {_shown(prefix + name)}; fetch it again, or use other weights"
@@ -119,8 +124,8 @@ def load_state_dict(path: str | Path, prefix: str = "") -> dict:
     return state
 
 
-def overflowing(state: dict, dtype) -> str | None:
-    """The first tensor that `dtype` (a torch.dtype of floats) turns infinite, such as 70000 in float16."""
+def overflowing(state: "Mapping[str, Tensor]", dtype: "torch.dtype") -> str | None:
+    """The first tensor with a number that is infinite in `dtype`, as 70000 is in float16."""
     return _first_infinite(state, dtype)
 
 
@@ -174,7 +179,7 @@ def content_hash(path: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def _named(path: Path):
+def _named(path: Path) -> Iterator[None]:
     """Turn whatever a bad file causes into one sentence that names it."""
     try:
         if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
@@ -197,27 +202,23 @@ def _shown(name: str) -> str:
     return ascii(name if len(name) <= 100 else f"{name[:100]}…")[1:-1]
 
 
-def _check_plain(name: str, value) -> None:
+def _plain(name: str, value: "Tensor | _Object") -> "Tensor":
+    """The same value, a tensor that can be used as it is."""
     import torch
 
-    kind = None
     if isinstance(value, _Object):
         function = value.name.removeprefix("torch._utils._rebuild_")
         kind = next((kind for start, kind in UNUSUAL.items() if function.startswith(start)), "unusual")
-    elif not (value.dtype.is_floating_point and value.dtype.itemsize >= 2) and value.dtype not in (
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-    ):
-        kind = str(value.dtype).removeprefix("torch.")
-    if kind:
-        raise _Refused(f"{_shown(name)} is no plain tensor ({kind}); save plain tensors of 16-, 32- or 64-bit numbers")
+    else:
+        dtype = value.dtype
+        integers = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        if dtype in integers or (dtype.is_floating_point and dtype.itemsize >= 2):
+            return value
+        kind = str(dtype).removeprefix("torch.")
+    raise _Refused(f"{_shown(name)} is no plain tensor ({kind}); save plain tensors of 16-, 32- or 64-bit numbers")
 
 
-def _first_infinite(state: dict, dtype=None) -> str | None:
+def _first_infinite(state: "Mapping[str, Tensor]", dtype: "torch.dtype | None" = None) -> str | None:
     import torch
 
     for name, value in state.items():
@@ -232,15 +233,15 @@ def _first_infinite(state: dict, dtype=None) -> str | None:
 # Formats
 
 
-def _read_safetensors(path: Path, prefix: str) -> dict:
+def _read_safetensors(path: Path, prefix: str) -> "dict[str, Tensor | _Object]":
     from safetensors import safe_open
 
-    with path.open("rb"), safe_open(path, framework="pt") as file:  # `open` tells best why a file cannot be had
+    with path.open("rb"), safe_open(path, framework="pt") as file:  # `open` says best why a file cannot be read
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
-def _read_pytorch(path: Path, prefix: str) -> dict:
+def _read_pytorch(path: Path, prefix: str) -> "dict[str, Tensor | _Object]":
     with _opened(path) as (file, memory):
         source = _Archive(file, memory) if memory[:4] == b"PK\x03\x04" else _Legacy(memory)
         state = source.state()
@@ -255,19 +256,19 @@ def _read_pytorch(path: Path, prefix: str) -> dict:
 
 
 @contextlib.contextmanager
-def _opened(path: Path):
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], mmap.mmap]]:
     """A file and its memory map: private, so that tensors in it can be written to and the file stays as it is."""
     with path.open("rb") as file:
         yield file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
-def _is_tensor(value) -> bool:
+def _is_tensor(value: object) -> bool:
     return isinstance(value, _Stored) or (
         isinstance(value, _Object) and value.name.startswith("torch._utils._rebuild_")
     )
 
 
-def _read(tensor: _Stored, start, memory: mmap.mmap):
+def _read(tensor: _Stored, start: Callable[[_Storage], int], memory: mmap.mmap) -> "Tensor | _Object":
     """The tensor at `start(storage)` bytes into a file, after checking that it lies in its storage."""
     import torch
 
@@ -291,7 +292,7 @@ def _read(tensor: _Stored, start, memory: mmap.mmap):
 class _Archive:
     """The zip file of torch.save or torch.jit.save: ROOT/data.pkl, and the numbers of each storage in ROOT/data/KEY."""
 
-    def __init__(self, file, memory: mmap.mmap):
+    def __init__(self, file: IO[bytes], memory: mmap.mmap):
         self.memory = memory
         self.zip = zipfile.ZipFile(file)
         self.entries = {entry.filename: entry for entry in self.zip.infolist()}
@@ -304,7 +305,7 @@ class _Archive:
         self.starts: dict[_Storage, int] = {}
         self.sources: dict[str, dict[str, str]] = {}
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         at, size = self._record("data.pkl")
         if f"{self.root}/byteorder" in self.entries:
             start, length = self._record("byteorder")
@@ -334,9 +335,10 @@ class _Archive:
             raise _Refused(DAMAGED)
         return start, size
 
-    def _walk(self, module: _Object) -> dict:
+    def _walk(self, module: _Object) -> dict[str, Any]:
         """Parameters and buffers below a module by their dotted names, as its `state_dict` would give them."""
-        state, waiting = {}, [("", module)]
+        state: dict[str, Any] = {}
+        waiting = [("", module)]
         for _ in range(MOST_MODULES):
             if not waiting:
                 return state
@@ -350,7 +352,7 @@ class _Archive:
         raise _Refused(DAMAGED)
 
     def _parameters_and_buffers(self, module: _Object) -> set[str]:
-        """What the source of a module's class lists: other tensors, such as a mask, are no part of its state."""
+        """What the source of a module's class lists: other tensors, such as a mask, do not belong to its state."""
         place, _, name = module.name.rpartition(".")
         body = self._classes(place)[name]
         if "def __setstate__" in body:
@@ -366,7 +368,7 @@ class _Archive:
             if len(source) > MOST_CODE:
                 raise _Refused(DAMAGED)
             bodies = re.split(r"^class ", source, flags=re.MULTILINE)[1:]
-            self.sources[place] = {re.match(r"\w*", body)[0]: body for body in bodies}
+            self.sources[place] = {re.split(r"\W", body, maxsplit=1)[0]: body for body in bodies}
         return self.sources[place]
 
 
@@ -377,7 +379,7 @@ class _Legacy:
         self.memory = memory
         self.starts: dict[_Storage, int] = {}
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         storages: dict[str, _Storage] = {}
         magic, protocol, machine = (_unpickle(self.memory, {}) for _ in range(3))
         if (magic, protocol, machine["little_endian"]) != (LEGACY_MAGIC, LEGACY_PROTOCOL, sys.byteorder == "little"):
@@ -408,21 +410,23 @@ def _width(storage: _Storage) -> int:
 # Pickles
 
 
-def _unpickle(file, storages: dict[str, _Storage]):
-    """Follow a pickle up to its end. What it holds of tensors, containers and plain values is returned.
+def _unpickle(file: IO[bytes] | mmap.mmap, storages: dict[str, _Storage]) -> Any:
+    """Follow a pickle in an open file or a memory map up to its end; return the containers and tensors it describes.
 
     The storages it mentions are added to `storages`. Raises `_Refused` at the first thing it names that no file of
     tensors needs, and any other exception for a pickle that is damaged.
     """
-    stack, marks, memo = [], [], {}
+    stack: list[Any] = []
+    marks: list[int] = []  # sizes of the stack
+    memo: dict[int | None, Any] = {}
 
-    def since_mark() -> list:
+    def since_mark() -> list[Any]:
         mark = marks.pop()
         items = stack[mark:]
         del stack[mark:]
         return items
 
-    for opcode, value, _ in pickletools.genops(file):
+    for opcode, value, _ in pickletools.genops(file):  # type: ignore[arg-type]  # it calls read, readline and tell
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass
@@ -466,7 +470,7 @@ def _unpickle(file, storages: dict[str, _Storage]):
                 items = since_mark()
                 _set(stack[-1], items)
             case "GLOBAL":
-                stack.append(_allowed(*value.split(" ")))
+                stack.append(_allowed(*str(value).split(" ")))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
                 stack.append(_allowed(module, name))
@@ -485,7 +489,7 @@ def _unpickle(file, storages: dict[str, _Storage]):
                 raise _Refused(DAMAGED)
 
 
-def _set(container, items: list) -> None:
+def _set(container: object, items: list[Any]) -> None:
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str | int | float | bytes | None):  # hashing nested tuples can exhaust the C stack
             raise _Refused(DAMAGED)
@@ -502,7 +506,7 @@ def _allowed(module: str, name: str) -> _Object:
     return _Object(full)
 
 
-def _call(function: _Object, args: tuple):
+def _call(function: _Object, args: tuple[Any, ...]) -> Any:
     """What a call in a pickle stands for: a dict, a stored tensor, or an object never made."""
     match function.name:
         case "collections.OrderedDict" if not args:
@@ -529,7 +533,7 @@ def _storage(label: str, kind: _Object, key: str, device: str, count: int, view:
 # Hashes
 
 
-def _identity(file) -> tuple[str, int]:
+def _identity(file: IO[bytes]) -> tuple[str, int]:
     """All that tells a file from another without reading it whole, and its time of change in nanoseconds."""
     status = os.fstat(file.fileno())  # of the open file: network file systems are asked anew
     sample = hashlib.sha256()

@@ -140,6 +140,19 @@ class TextEmbeddings:
         rows, query_class = zip(*found)
         return self.embeddings[list(rows)], query_class
 
+    def rows(self, words: Sequence[str]) -> Tensor:
+        """The rows [W, dim] of words that a method scores besides the classes.
+
+        Raises UserError naming those that are not here.
+        """
+        row = {_plain(name): index for index, name in enumerate(self.names)}
+        if missing := [word for word in words if _plain(word) not in row]:
+            raise UserError(
+                f"the text embeddings have no row for {', '.join(missing[:8])}{' …' if missing[8:] else ''}, which the "
+                "method scores besides the classes; add these words to the file, or set its option words=None"
+            )
+        return self.embeddings[[row[_plain(word)] for word in words]]
+
 
 def _identity(backbone: Backbone) -> str:
     """A backbone as "arch:tag"; the embedded image tower is OpenAI's."""

@@ -1,5 +1,6 @@
 """One image as methods and refinements see it that look beyond single windows."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -55,6 +56,14 @@ class View:
         """The windows on their way through the blocks, in batches."""
         batches = windows.cut(self.pixels, self.plan).split(self.window_batch)
         return [self.backbone.trunk(batch) for batch in batches]
+
+    def stretched(self, height: int, width: int) -> "View":
+        """The same with `image` at another size, bilinear, and windows laid anew."""
+        if self.image.shape[1:] == (height, width):
+            return self
+        image = F.interpolate(self.image.to(self.backbone.device).float()[None], size=(height, width), mode="bilinear")
+        plan = windows.plan(height, width, self.plan.crop, self.plan.stride, self.backbone.patch_size)
+        return dataclasses.replace(self, image=image[0], plan=plan)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What several readers want of this image, such as its masks, made for the first of them."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clearclip.backbones.base import CONSTANT_BYTES, resize_position_embedding
+from clearclip.backbones.base import CONSTANT_BYTES, Backbone, resize_position_embedding
 from clearclip.errors import UserError
 from clearclip.registry import Registry
 from clearclip.state import load_state_dict
@@ -78,7 +78,7 @@ class TimmViT(VisionModel):
         """Queries, keys and values [B, D, h, w] of the last block's attention, heads side by side."""
         seen: list[Tensor] = []
         attention = self.model.blocks[-1].attn
-        if getattr(attention, "qkv", None) is None:
+        if getattr(attention, "qkv", None) is None or getattr(attention, "q_bias", None) is not None:
             raise UserError(f"the attention of {type(self.model).__name__} has no common qkv; use a DINO or DINOv2")
         hook = attention.qkv.register_forward_hook(lambda module, arguments, output: seen.append(output))
         try:
@@ -120,7 +120,7 @@ def load_vision_model(
     `weights` is a checkpoint in timm's or the authors' own format; a `name` that is a file stands for both, the
     file being called as the model is. Without it `<name>.safetensors`, `.pt` or `.pth` in the folders of
     `$CLEARCLIP_WEIGHTS` is used, then the model hub's cache, then the hub.
-    Raises UserError for an unknown model and for weights that cannot be had or are of another model.
+    Raises UserError for an unknown model and for weights that are missing or of another model.
     """
     name = str(name)
     if weights is None and name.endswith(SUFFIXES):
@@ -135,8 +135,18 @@ def load_timm(
     name: str, weights: str | Path | None, device: torch.device, dtype: torch.dtype, architecture: str = ""
 ) -> VisionModel:
     """A ViT by its `architecture` in timm, by default `name`."""
-    model = _create(name, architecture or name)
-    path = _find_weights(name, weights, model.pretrained_cfg)
+    return TimmViT(build_timm(name, weights, architecture, dynamic_img_size=True), device, dtype)
+
+
+def build_timm(
+    name: str, weights: str | Path | None, architecture: str = "", option: str = "vfm_weights", **options: Any
+) -> Any:
+    """timm's network `architecture`, by default `name`, built with `options`, with its weights, on the CPU.
+
+    `option` is what a user calls `weights`. Raises UserError as `load_vision_model` does.
+    """
+    model = _create(name, architecture or name, option, options)
+    path = _find_weights(name, weights, model.pretrained_cfg, option)
     try:
         state = {key: value.float() for key, value in load_state_dict(path).items()}
         # timm's own converter for this kind of network: it knows the authors' formats.
@@ -145,25 +155,25 @@ def load_timm(
     except (RuntimeError, KeyError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path} does not hold a {name}: {reason}") from None
-    return TimmViT(model, device, dtype)
+    return model
 
 
-def _create(name: str, architecture: str) -> Any:
+def _create(name: str, architecture: str, option: str, options: dict[str, Any]) -> Any:
     import timm
 
     try:
         if not timm.is_model(architecture):
             raise RuntimeError
-        return timm.create_model(architecture, pretrained=False, num_classes=0, dynamic_img_size=True)
+        return timm.create_model(architecture, pretrained=False, num_classes=0, **options)
     except (RuntimeError, TypeError):  # unknown to timm; known, but no ViT
         names = ", ".join(entry.name for entry in VISION.entries())
         raise UserError(
             f"unknown vision model {name!r}; use one of {names} or timm's name of a ViT, and give a file as "
-            "vfm_weights=PATH"
+            f"{option}=PATH"
         ) from None
 
 
-def _find_weights(name: str, weights: str | Path | None, config: Any) -> Path:
+def _find_weights(name: str, weights: str | Path | None, config: Any, option: str) -> Path:
     if weights is not None:
         path = Path(weights).expanduser()
         if not path.is_file():
@@ -173,15 +183,40 @@ def _find_weights(name: str, weights: str | Path | None, config: Any) -> Path:
         return found
     repository = config.get("hf_hub_id")
     if not repository:
-        raise UserError(f"there are no public weights of {name}; give a file as vfm_weights=PATH")
+        raise UserError(f"there are no public weights of {name}; give a file as {option}=PATH")
     try:
         return hub_file(repository, "model.safetensors")
     except Exception as error:  # the library raises whatever its transport raised
         raise UserError(
             f"the weights of {name} ({repository}) could not be downloaded: give the path of a copy as "
-            f"vfm_weights=PATH, or put it into a folder named by $CLEARCLIP_WEIGHTS as {name}.safetensors (or .pt, "
+            f"{option}=PATH, or put it into a folder named by $CLEARCLIP_WEIGHTS as {name}.safetensors (or .pt, "
             ".pth), or fill the hub's cache on a machine that reaches it"
         ) from error
+
+
+class Eyes:
+    """A vision model for images [B, 3, H, W] in a backbone's normalisation: features [B, D', h', w']."""
+
+    def __init__(self, backbone: Backbone, name: str, weights: str | None = None):
+        self.model: VisionModel = load_vision_model(name, weights, backbone.device, backbone.dtype)
+        self.mean, self.std, self.own_mean, self.own_std = (
+            torch.tensor(statistic, device=backbone.device)[:, None, None]
+            for statistic in (backbone.mean, backbone.std, self.model.mean, self.model.std)
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.model(self.as_seen(images))
+
+    def as_seen(self, images: Tensor) -> Tensor:
+        """Images in the backbone's normalisation to the model's own."""
+        return (images.to(self.mean.device) * self.std + self.mean - self.own_mean) / self.own_std
+
+
+class ValueEyes(Eyes):
+    """The same that gives the values of the last block's attention, [B, D', h', w']."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.model.last_qkv(self.as_seen(images))[2]
 
 
 _DINO = ("DINO", "Caron et al., ICCV 2021")

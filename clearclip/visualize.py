@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -14,10 +15,11 @@ from clearclip.paths import atomic_write
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 OPACITY = 0.5  # of the colours in an overlay
 NAME_LENGTH = 32  # characters of a class name that a legend shows
+Placed: TypeAlias = tuple[Image.Image, int, int]  # a picture and its left and upper edges, x and y
 
 
 def palette(num_classes: int) -> np.ndarray:
-    """[C, 3] uint8 colours, each as far as it can be from those before it. They repeat after 512 classes.
+    """[C, 3] uint8 colours, each as different as possible from those before it. They repeat after 512 classes.
 
     The colours of a smaller palette begin every larger one.
     """
@@ -36,7 +38,7 @@ def _distinct_colours(count: int = 512) -> np.ndarray:
     colours, points = colours[vivid], points[vivid]
     greys = _oklab(np.array([[g, g, g] for g in (0, 128, 255)]))
     nearest = np.linalg.norm(points[:, None] - greys, axis=-1).min(axis=1)
-    chosen = []
+    chosen: list[int] = []
     for _ in range(count):
         chosen.append(int(nearest.argmax()))
         nearest = np.minimum(nearest, np.linalg.norm(points - points[chosen[-1]], axis=-1))
@@ -108,9 +110,8 @@ def legend_panel(
     labels = _labels(labels, len(names))
     counts = np.bincount(labels[labels != ignored(len(names))], minlength=len(names))
     present = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
-    shares = [100 * counts[i] / labels.size for i in present]
     entries = [_shortened(names[i]) for i in present]
-    shares = [f"{share:.1f}%" if share >= 0.05 else "<0.1%" for share in shares]
+    shares = [_percentage(100 * counts[i] / labels.size) for i in present]
 
     font = ImageFont.load_default(size)
     line, gap = round(1.5 * size), size // 2
@@ -138,20 +139,23 @@ def legend_panel(
 
 def sheet(rows: Sequence[Sequence[tuple[str, np.ndarray | Image.Image]]]) -> Image.Image:
     """Rows of (title, picture) pairs as one picture. Titles equal to those of the row above are not repeated."""
-    rows = [[(_shortened(title), Image.fromarray(_rgb(picture))) for title, picture in row] for row in rows if row]
-    if not rows:
+    cells = [[(_shortened(title), Image.fromarray(_rgb(picture))) for title, picture in row] for row in rows if row]
+    if not cells:
         raise UserError("a sheet needs at least one picture")
-    tallest = max(picture.height for row in rows for _, picture in row)
+    tallest = max(picture.height for row in cells for _, picture in row)
     size = min(48, max(13, tallest // 22))
     font, gap = ImageFont.load_default(size), size // 2
 
     lefts = [gap]  # of each column, and of one more
-    for column in range(max(map(len, rows))):
-        cells = [row[column] for row in rows if column < len(row)]
-        width = max(max(picture.width, math.ceil(font.getlength(title))) for title, picture in cells)
+    for column in range(max(map(len, cells))):
+        below = [row[column] for row in cells if column < len(row)]
+        width = max(max(picture.width, math.ceil(font.getlength(title))) for title, picture in below)
         lefts.append(lefts[-1] + width + gap)
-    pictures, captions, above, y = [], [], [], gap
-    for row in rows:
+    pictures: list[Placed] = []
+    captions: list[tuple[str, int, int]] = []
+    above: list[str] = []
+    y = gap
+    for row in cells:
         titles = [title for title, _ in row]
         if titles != above and any(titles):
             captions += [(title, left, y) for title, left in zip(titles, lefts)]
@@ -183,7 +187,7 @@ def save_label_map(labels: np.ndarray, path: str | Path, num_classes: int) -> No
         picture.save(temporary, format="PNG", optimize=True)
 
 
-def _rgb(image) -> np.ndarray:
+def _rgb(image: np.ndarray | Image.Image) -> np.ndarray:
     """[H, W, 3] uint8"""
     pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,)):
@@ -193,7 +197,7 @@ def _rgb(image) -> np.ndarray:
     return pixels
 
 
-def _labels(labels, num_classes: int) -> np.ndarray:
+def _labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim < 2 or not labels.size or labels.dtype.kind not in "iu":
         raise UserError(f"labels must be integers [H, W], not {labels.dtype} {list(labels.shape)}")
@@ -218,14 +222,18 @@ def _outlines(labels: np.ndarray) -> np.ndarray:
     return edges
 
 
-def _paste(parts, width: int = 0, height: int = 0) -> Image.Image:
-    """Pictures at their (x, y) on white paper that holds them all."""
+def _paste(parts: Sequence[Placed], width: int = 0, height: int = 0) -> Image.Image:
+    """Pictures on white paper that is just large enough, and at least `width` × `height`."""
     width = max(width, *(x + picture.width for picture, x, _ in parts))
     height = max(height, *(y + picture.height for picture, _, y in parts))
     paper = Image.new("RGB", (width, height), PAPER)
     for picture, x, y in parts:
         paper.paste(picture, (x, y))
     return paper
+
+
+def _percentage(share: float) -> str:
+    return f"{share:.1f}%" if share >= 0.05 else "<0.1%"
 
 
 def _shortened(name: str) -> str:

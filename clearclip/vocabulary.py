@@ -35,7 +35,7 @@ PUBLISHED = (  # `Vocabulary.hash` of SCLIP's and ProxyCLIP's COCO-Object
 LONG = 255  # classes
 
 # Name → templates, or the open_clip list that holds them (importing open_clip takes seconds).
-TEMPLATES = {
+TEMPLATES: dict[str, str | tuple[str, ...]] = {
     "imagenet80": "OPENAI_IMAGENET_TEMPLATES",
     "imagenet7": "SIMPLE_IMAGENET_TEMPLATES",
     "single": ("a photo of a {}.",),
@@ -180,7 +180,7 @@ def load_templates(name_or_path: str | Path) -> tuple[str, ...]:
     return tuple(line for _, line in lines)
 
 
-def _lines(path, what) -> list[tuple[int, str]]:
+def _lines(path: str | Path, what: str) -> list[tuple[int, str]]:
     """Line number and text of each line that holds more than a comment."""
     try:
         content = Path(path).read_bytes()
@@ -204,7 +204,7 @@ def _lines(path, what) -> list[tuple[int, str]]:
     return lines
 
 
-def _vocabulary(source, unit: str, entries: list[tuple[int, object]]) -> Vocabulary:
+def _vocabulary(source: str | Path, unit: str, entries: Sequence[tuple[int, object]]) -> Vocabulary:
     """Check pairs of (number, names), written as the `unit` of that number of `source`."""
     place: dict[str, int] = {}  # of each class, by its first name
     classes = []
@@ -235,20 +235,21 @@ def _warn_once(sentence: str) -> None:
     log.warning(sentence)
 
 
-def _names(where: str, entry) -> tuple[str, ...]:
+def _names(where: str, entry: object) -> tuple[str, ...]:
     """The checked names of one class, from a string with commas or from the names themselves."""
+    given: Sequence[object]
     if isinstance(entry, str):
-        names = entry.split(",")
+        given = entry.split(",")
         foreign = next((character for character in entry if _is_foreign_comma(character)), None)
         if foreign:
             raise UserError(f"{where}: {entry!r} holds {foreign!r}, which separates no names here; write a plain ,")
     elif isinstance(entry, bytes | Mapping | set | frozenset):
         raise UserError(f"{where}: the names of a class must be a list, not {_no_list(entry)}")
     else:
-        names = list(entry) if isinstance(entry, Iterable) else [entry]
-    if not all(isinstance(name, str) for name in names):
+        given = list(entry) if isinstance(entry, Iterable) else [entry]
+    if not all(isinstance(name, str) for name in given):
         raise UserError(f"{where}: {entry!r} is no class name; write names as strings")
-    names = tuple(str(name).strip() for name in names)  # str of NumPy's strings
+    names = tuple(str(name).strip() for name in given)  # str of NumPy's strings
     if not all(names) or not names:
         raise UserError(f"{where}: empty name in {entry!r}; write names separated by single commas")
     if len(set(names)) < len(names):
@@ -258,8 +259,8 @@ def _names(where: str, entry) -> tuple[str, ...]:
     return names
 
 
-def _no_list(names) -> str:
-    """What stands in place of a list of names, and what to give instead."""
+def _no_list(names: object) -> str:
+    """Words for what was given in place of a list of names, and what to give instead."""
     if isinstance(names, str | bytes):
         return f"the one string {names!r}"
     if isinstance(names, Mapping):

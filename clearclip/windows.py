@@ -5,6 +5,7 @@ original image are all linear, and each is a product of a row and a column opera
 `rows @ scores @ columns.T` for every query, with two small matrices that depend on the geometry alone.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -22,16 +23,20 @@ class Axis:
     starts: tuple[int, ...]
     size: int
     before: int  # padding before the window
-    padded: int  # size of the window with its padding, a multiple of the patch
+    padded: int  # size of the window with its padding, a multiple of the patch where the network takes all of it
     whole: bool = False  # one window for the image, its scores resized to the output in one step
 
 
-def plan_axis(length: int, crop: int, stride: int, patch: int) -> Axis:
+def plan_axis(length: int, crop: int, stride: int, patch: int, two_steps: bool = False) -> Axis:
     """Lay windows of `crop` pixels every `stride` along `length`; the last is shifted back to end inside.
 
     A window that is no patch multiple is padded on both sides. `crop` 0 means the whole image as published
-    pipelines take it: unpadded, the pixels beyond the last full patch dropped, its grid stretched to the output.
+    pipelines take it: unpadded, the pixels beyond the last full patch dropped, its grid stretched to the output. With
+    `two_steps` the network leaves these pixels out, not the window, and its grid is first stretched to the window.
     """
+    if not crop and two_steps:
+        padded = max(length, patch)
+        return Axis(length, (0,), length, (padded - length) // 2, padded)
     if not crop:
         size = max(length // patch * patch, min(length, patch))
         starts: tuple[int, ...] = (0,)
@@ -50,10 +55,15 @@ def whole_axis(length: int) -> Axis:
 
 @dataclass(frozen=True)
 class Plan:
-    """The windows of one image: every row of `rows` with every column of `columns`, row by row."""
+    """The windows of one image: every row of `rows` with every column of `columns`, row by row.
+
+    `crop` and `stride` are those that were asked for; a small image has smaller windows.
+    """
 
     rows: Axis
     columns: Axis
+    crop: int = 0
+    stride: int = 0
 
     def __len__(self) -> int:
         return len(self.rows.starts) * len(self.columns.starts)
@@ -64,9 +74,41 @@ class Plan:
         return self.rows.padded, self.columns.padded
 
 
-def plan(height: int, width: int, crop: int, stride: int, patch: int) -> Plan:
-    """Windows of an image of height × width pixels. `crop` 0 is the whole image."""
-    return Plan(plan_axis(height, crop, stride, patch), plan_axis(width, crop, stride, patch))
+def plan(height: int, width: int, crop: int, stride: int, patch: int, two_steps: bool = False) -> Plan:
+    """Windows of an image of height × width pixels. `crop` 0 is the whole image, see `plan_axis`."""
+    rows, columns = (plan_axis(length, crop, stride, patch, two_steps) for length in (height, width))
+    return Plan(rows, columns, crop, stride)
+
+
+def covering_shape(height: int, width: int, multiple: int, least: int) -> tuple[int, int]:
+    """The size (H, W) that an image is stretched to where both sides must be multiples of a number of pixels.
+
+    The longer side grows to the next multiple, the other in proportion and then to its next multiple, so that the
+    proportions change a little; neither is less than `least`. A size that fits already is kept (Trident, RADSeg).
+    """
+    if height % multiple == 0 and width % multiple == 0:
+        return height, width
+    longer = max(height, width)
+    target = -(-longer // multiple) * multiple
+    rows, columns = (max(-(-(side * target // longer) // multiple) * multiple, least) for side in (height, width))
+    return rows, columns
+
+
+def average(features: Tensor, plan: Plan, patch: int, ratio: int = 1) -> Tensor:
+    """Features of all windows [n·m, h, w, C] to those of the image [h', w', C], averaged where they overlap, float32.
+
+    A patch has ratio × ratio positions. Windows start at multiples of the patch, in pixels, so that positions of
+    several coincide and nothing is interpolated.
+    """
+    height, width = features.shape[1:3]
+    tops, lefts = ([start // patch * ratio for start in axis.starts] for axis in (plan.rows, plan.columns))
+    total = features.new_zeros(tops[-1] + height, lefts[-1] + width, features.shape[-1], dtype=torch.float32)
+    count = torch.zeros_like(total[..., :1])
+    for (top, left), window in zip(itertools.product(tops, lefts), features):
+        place = slice(top, top + height), slice(left, left + width)
+        total[place] += window
+        count[place] += 1
+    return total / count
 
 
 def cut(image: Tensor, plan: Plan) -> Tensor:

@@ -1,7 +1,7 @@
 # The ClearCLIP protocol: everything the benchmark files share.
 
 default_scope = "mmseg"
-custom_imports = dict(imports=["clearclip.evaluation"], allow_failed_imports=False)
+custom_imports = dict(imports=["clearclip.evaluation.mmseg"], allow_failed_imports=False)
 
 model = dict(
     type="OpenVocabSegmentor",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -22,6 +23,7 @@ TINY_CONFIG = {
     "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "layers": 6, "head_width": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
+PLAIN = {"mean": [0.0] * 3, "std": [1 / 255] * 3}  # of RGB in 0..1: images are normalised already
 
 settings.register_profile("clearclip", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("clearclip")
@@ -74,6 +76,19 @@ def assert_near(actual, expected, tolerance=1e-4):
     assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
 
 
+def golden_keys(name, prefix=""):
+    """The keys of tests/golden/<name>.safetensors that begin so."""
+    with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
+        return sorted(key for key in file.keys() if key.startswith(prefix))  # noqa: SIM118
+
+
+def save_model(folder, config, state):
+    """Make `folder` an OpenCLIP model folder: load it as the backbone `local-dir:<folder>`."""
+    save_file({key: value.contiguous() for key, value in state.items()}, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch, tmp_path_factory):
     """No test sees the user's caches, weights, data or network."""
@@ -123,10 +138,7 @@ def tiny_state():
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory, tiny_state):
     """The tiny CLIP as an OpenCLIP model folder: load it as the backbone `local-dir:<tiny_folder>`."""
-    folder = tmp_path_factory.mktemp("tiny")
-    save_file({key: value.contiguous() for key, value in tiny_state.items()}, folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CONFIG}))
-    return folder
+    return save_model(tmp_path_factory.mktemp("tiny"), {"model_cfg": TINY_CONFIG}, tiny_state)
 
 
 @pytest.fixture(scope="session")
@@ -139,15 +151,13 @@ def tiny_backbone(tiny_folder):
 
 @pytest.fixture(scope="session")
 def deep_backbone(golden, tmp_path_factory):
-    """The golden network of 12 blocks, without a text tower, float32 on the CPU. It is shared: do not change it."""
+    """The golden network of 12 blocks, for images that are normalised already; without text tower. It is shared."""
     from clearclip.backbones import load_backbone
 
-    folder = tmp_path_factory.mktemp("tiny12")
     state = {f"visual.{key}": value for key, value in golden("tiny_vit12").items()}
-    save_file(state, folder / "open_clip_model.safetensors")
-    vision = TINY_CONFIG["vision_cfg"] | {"layers": 12}
-    config = TINY_CONFIG | {"vision_cfg": vision, "text_cfg": {}}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    model = TINY_CONFIG | {"vision_cfg": TINY_CONFIG["vision_cfg"] | {"layers": 12}, "text_cfg": {}}
+    config = {"model_cfg": model, "preprocess_cfg": PLAIN}
+    folder = save_model(tmp_path_factory.mktemp("tiny12"), config, state)
     return load_backbone(f"local-dir:{folder}", device="cpu", precision="fp32")
 
 

@@ -1,11 +1,13 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from benchmarks import make_benchmark
-from conftest import assert_near, features
+from conftest import assert_near, features, picture
 from mmengine.config import Config
+from PIL import Image
 
 from clearclip.errors import UserError
 from clearclip.evaluation.results import read_result
@@ -15,7 +17,7 @@ from clearclip.methods.proxyclip import ProxyCLIP
 from clearclip.segmenter import Segmenter
 from clearclip.text import TextEmbeddings
 from clearclip.view import normalise
-from clearclip.vocabulary import load_templates, load_vocabulary
+from clearclip.vocabulary import Vocabulary, load_templates, load_vocabulary
 from clearclip.windows import Maps, Stitcher, plan
 from eval import main
 
@@ -140,6 +142,34 @@ def test_prepared_text(tiny_backbone):
         method.prepare(text, (0, 0, 0, 0), 20.0)
 
 
+def test_words_besides_the_classes_are_what_background_words_are(golden, tiny_backbone):
+    """The golden files' two background words are nobody's now: the same maps, and labels that are one less."""
+    images, text, expected = golden("inputs")["image_64x96"][:1], golden("inputs")["text"], golden("cliper")
+    method = create_method("CLIPer:words=sky; sea", tiny_backbone)
+    assert method.words == ("sky", "sea")
+    with torch.inference_mode():
+        prepared = method.prepare(text, tuple(range(5)), 100.0)
+        actual = method.scores(tiny_backbone.trunk(images), prepared)
+    assert_near(actual[0], expected["default/image_64x96/seg"])
+    torch.testing.assert_close(prepared[7], 100 * F.normalize(text[:5].mean(dim=0), dim=0))
+    shifted = maps("background=True", tiny_backbone, images, text)[:, [5, 0, 1, 2, 3, 4]]
+    operators = (
+        STITCHER.maps(actual, plan(64, 96, 0, 0, 16), (50, 60)),
+        STITCHER.maps(shifted, plan(64, 96, 0, 0, 16), (50, 60)),
+    )
+    without = ImageLevelDecoder(tuple(range(5)), 0.3, 0.1).labels(operators[0]).int()
+    kept = ImageLevelDecoder(tuple(range(6)), 0.3, 0.1, background=True).labels(operators[1]).int()
+    assert len(kept.unique()) > 1
+    assert torch.equal(torch.where(without == 255, 0, without + 1), kept)
+
+
+def test_words_of_voc_are_those_of_the_class_file(tiny_backbone):
+    first = load_vocabulary(CONFIGS / "cliper/cls_voc21.txt").names[0]
+    assert create_method("CLIPer:words=voc", tiny_backbone).words == first
+    assert create_method("CLIPer:words=background", tiny_backbone).words == ("background",)
+    assert create_method("CLIPer", tiny_backbone).words == ()
+
+
 def test_features_are_the_last_layer_s(golden, tiny_backbone):
     images = golden("inputs")["image_64x96"]
     actual = features("CLIPer", tiny_backbone, images)
@@ -208,9 +238,10 @@ def reference_labels(maps, query_class, threshold, score_threshold, normalise, b
     stacked = torch.stack([maps.scores[classes == index].amax(dim=0) for index in range(max(query_class) + 1)])
     level = stacked.amax(dim=(1, 2))[:, None, None]
     values = maps.rows @ stacked @ maps.columns.T
-    if normalise:
-        values = values - values.amin(dim=(1, 2), keepdim=True)
     values = values / values.amax(dim=(1, 2), keepdim=True) * level
+    if normalise:
+        least, largest = values.amin(dim=(1, 2), keepdim=True), values.amax(dim=(1, 2), keepdim=True)
+        values = (values - least) / (largest - least)
     values[(values < threshold) | (level <= score_threshold)] = 0
     if background:
         values[0] = 0
@@ -273,6 +304,42 @@ def test_segmenter_uses_its_text_and_its_decoder(golden, tiny_backbone):
     torch.testing.assert_close(torch.from_numpy(result.scores), decoder.probabilities(whole))
     with pytest.raises(UserError, match="area_threshold"):
         Segmenter(method, tiny_backbone, area_threshold=0.1, **settings)(image, names)
+
+
+def test_segmenter_embeds_the_words(golden, tiny_backbone):
+    text, names = golden("inputs")["text"], ["cat", "dog", "cow", "car", "cup"]
+    image = (torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    settings = dict(short_side=0, crop=0, logit_scale=100.0)
+    segmenter = Segmenter(
+        "CLIPer:words=sky;sea", tiny_backbone, text_embeddings=TextEmbeddings((*names, "sky", "sea"), text), **settings
+    )
+    queries = segmenter.queries(Vocabulary.of(names))
+    assert (queries.text.shape, queries.for_scores.shape) == ((5, 48), (8, 48))
+    images = normalise(image, tiny_backbone)[None]
+    expected = maps("background=True", tiny_backbone, images, text)[:, :5]
+    view = segmenter.view(image)
+    assert_near(segmenter.look([view], queries)[0].scores, expected)
+    without = Segmenter("CLIPer", tiny_backbone, text_embeddings=TextEmbeddings(tuple(names), text[:5]), **settings)
+    assert (without(image, names, scores=True).scores != segmenter(image, names, scores=True).scores).any()
+    segmenter.text_embeddings = TextEmbeddings(tuple(names), text[:5])
+    with pytest.raises(UserError, match=r"no row for sky, sea, .* set its option words=None"):
+        segmenter.queries(Vocabulary.of(names))
+    named = Segmenter("CLIPer:words=background", tiny_backbone, templates=["{}"], **settings)  # by the text tower
+    both = named.queries(Vocabulary.of(["cat", "background"]))
+    assert torch.equal(both.for_scores[1], both.for_scores[2])
+    assert named(image, names).labels.shape == (64, 96)
+
+
+def test_its_resize(tiny_backbone):
+    """Pillow's bicubic, the short side to the short side, both to the nearest multiple of the patch, 16."""
+    image = torch.from_numpy(picture(75, 101)).permute(2, 0, 1)
+    segmenter = Segmenter("CLIPer", tiny_backbone, short_side=120, crop=0, resize="pil")
+    resized = segmenter.view(image).image
+    assert resized.shape == (3, 128, 160)  # 120, 161.6
+    pil = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((160, 128), Image.Resampling.BICUBIC)
+    assert torch.equal(resized, torch.from_numpy(np.array(pil)).permute(2, 0, 1))
+    labels = segmenter(image, ["cat", "dog"]).labels
+    assert labels.shape == (75, 101)
 
 
 @pytest.mark.slow
@@ -338,6 +405,7 @@ def test_templates_of_the_protocol():
         ("select=-7", "one of 6 layers"),
         ("window=100", "multiple of the patch, 16, not 100"),
         ("iterate=no", "iterate must be True or False"),
+        ("background=True,words=sky", "words are for sets without background"),
         ("background=2", "background must be True or False"),
         ("attention_threshold=much", "much"),
         ("layers=3", "its options are attention, attention_threshold, background, combine, iterate"),

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import clearclip.evaluation.mmseg  # noqa: F401, registers the data sets
+
 import numpy as np
 import pytest
 from mmengine.registry import DefaultScope
 from PIL import Image
 
-import clearclip.evaluation  # noqa: F401, registers the data sets
 from clearclip.config import override, read_config
 from clearclip.errors import UserError
 from clearclip.evaluation.datasets import check_dataset, left_aside

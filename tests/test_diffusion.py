@@ -195,7 +195,9 @@ def test_without_the_library(monkeypatch, tiny_backbone):
 def test_model_that_cannot_be_had(name):
     pytest.importorskip("diffusers")
     reason = "only the hub's cache was searched, for the hub does not answer"
-    with pytest.raises(UserError, match=f"Stable Diffusion {name} cannot be had .*; {reason}.; use one of sd21, sd15"):
+    with pytest.raises(
+        UserError, match=f"Stable Diffusion {name} cannot be loaded .*; {reason}.; use one of sd21, sd15"
+    ):
         DiffusionAttention(name)
 
 
@@ -222,7 +224,7 @@ def reshape(path):
 def test_damaged_model(part, damage, model, tmp_path):
     folder = shutil.copytree(model, tmp_path / "damaged")
     damage(folder / part)
-    with pytest.raises(UserError, match=r"^Stable Diffusion .*damaged cannot be had [^\n]*$"):
+    with pytest.raises(UserError, match=r"^Stable Diffusion .*damaged cannot be loaded [^\n]*$"):
         DiffusionAttention(folder)
 
 

@@ -532,7 +532,7 @@ def test_workers_only_decode_where_images_are_resized_on_the_device(evaluate, fa
     )
     evaluate("cfg_voc20", resize="device")
     assert [tuple(image.shape[1:]) for image in seen] == list(SHAPES.values())
-    assert "unknown resize 'gpu'; use cv2 or device" in fails("cfg_voc20", resize="gpu")
+    assert "unknown resize 'gpu'; use one of cv2, device, pil" in fails("cfg_voc20", resize="gpu")
 
 
 def test_what_decides_whether_runs_share_a_backbone():

@@ -1,22 +1,14 @@
 """Agreement with the reference numbers of independent implementations (tests/golden/README.md)."""
 
-import json
-
 import pytest
 import torch
-from conftest import GOLDEN, assert_near, features
-from safetensors import safe_open
+from conftest import PLAIN, TINY_CONFIG, assert_near, features, golden_keys, save_model
 
 from clearclip.backbones import load_backbone, resize_position_embedding
 from clearclip.segmenter import Queries, Segmenter
 
 
-def keys(name, prefix=""):
-    with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
-        return sorted(key for key in file.keys() if key.startswith(prefix))  # noqa: SIM118
-
-
-@pytest.mark.parametrize("key", keys("features", "final_block/"))
+@pytest.mark.parametrize("key", golden_keys("features", "final_block/"))
 def test_final_block(key, golden, tiny_backbone):
     _, attention, variant, image = key.split("/")
     kept = variant == "residual_ffn"
@@ -41,7 +33,7 @@ def test_methods_are_points_of_the_grid(method, key, golden, tiny_backbone):
     assert_near(actual.flatten(1, 2), golden("features")[f"final_block/{key}/image_64x96"])
 
 
-@pytest.mark.parametrize("key", keys("features", "pos_embed/"))
+@pytest.mark.parametrize("key", golden_keys("features", "pos_embed/"))
 def test_position_embedding(key, golden, tiny_backbone):
     height, width = map(int, key.removeprefix("pos_embed/image_").split("x"))
     resized = resize_position_embedding(tiny_backbone.visual.positional_embedding, (height // 16, width // 16))
@@ -61,18 +53,15 @@ PIPELINES = {  # name: input, crop, stride, classes of the queries, logit_scale,
 
 
 @pytest.fixture(scope="session")
-def plain_backbone(tiny_folder, tmp_path_factory):
+def plain_backbone(tiny_state, tmp_path_factory):
     """The tiny model for images that are normalised already: mean 0 and standard deviation 1/255 of RGB in 0..1."""
-    folder = tmp_path_factory.mktemp("plain")
-    (folder / "open_clip_model.safetensors").symlink_to(tiny_folder / "open_clip_model.safetensors")
-    config = json.loads((tiny_folder / "open_clip_config.json").read_text())
-    config["preprocess_cfg"] = {"mean": [0.0] * 3, "std": [1 / 255] * 3}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    config = {"model_cfg": TINY_CONFIG, "preprocess_cfg": PLAIN}
+    folder = save_model(tmp_path_factory.mktemp("plain"), config, tiny_state)
     return load_backbone(f"local-dir:{folder}", device="cpu", precision="fp32")
 
 
 def test_every_pipeline_is_listed():
-    assert {key.split("/")[0] for key in keys("pipeline")} == set(PIPELINES)
+    assert {key.split("/")[0] for key in golden_keys("pipeline")} == set(PIPELINES)
 
 
 @pytest.mark.parametrize("name", PIPELINES)

@@ -3,11 +3,12 @@
 import copy
 import pickle
 
+import clearclip.evaluation.mmseg  # noqa: F401, installs what mmseg needs
+
 import numpy as np
 import pytest
 from PIL import Image
 
-import clearclip.evaluation  # noqa: F401, installs what mmseg needs
 from clearclip.errors import UserError
 from clearclip.evaluation.loading import LoadImage, LoadLabels, read_labels
 

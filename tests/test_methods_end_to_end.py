@@ -10,6 +10,7 @@ import timm
 import torch
 from benchmarks import SHAPES, make_benchmark
 from safetensors.torch import save_file
+from tiny_sam import tiny_sam
 
 from clearclip.evaluation.results import read_result
 from clearclip.methods import create_method, list_methods
@@ -19,10 +20,18 @@ from eval import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = [entry.name for entry in list_methods()]
-OPTIONS = {"ProxyCLIP": ":vfm=test_vit,vfm_weights=test_vit.safetensors"}  # what a method cannot do without
+VIT, SAM = "vfm=test_vit,vfm_weights=test_vit.safetensors", "sam=tiny_samvit,sam_weights=tiny_samvit.safetensors"
+# What a method cannot do without.
+OPTIONS = {"ProxyCLIP": f":{VIT}", "GLA-CLIP": f":{VIT}", "LPOSS": f":{VIT}", "Trident": f":{VIT},{SAM}"}
 VARIANTS = [  # a method with more to it, and the one that it must differ from
     ("ClearCLIP+PAMR", "ClearCLIP"),
+    (f"ClearCLIP+LP:{VIT}", "ClearCLIP"),
+    ("ClearCLIP+LPP", "ClearCLIP"),
+    (f"LPOSS:{VIT}+LPP", "LPOSS"),
     ("GEM+PAMR", "GEM"),
+    ("GEM+SCGA", "GEM"),
+    ("RADSeg:denoise=0", "RADSeg"),
+    ("NACLIP+SAM:model=sam,coarse_threshold=0,minimal_area=4,iou_threshold=-99", "NACLIP"),
     ("ResCLIP:base=SCLIP", "SCLIP"),
     ("ResCLIP:base=NACLIP", "NACLIP"),
     ("ResCLIP:base=ClearCLIP", "ClearCLIP"),
@@ -36,11 +45,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder to work in: the data of VOC, embeddings of its names, and timm's smallest ViT."""
+    """A folder to work in: the data of VOC, embeddings of its names, timm's smallest ViT, a tiny SAM in two forms."""
     folder = tmp_path_factory.mktemp("methods")
     make_benchmark(folder / "data", "voc21")
     torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), folder / "test_vit.safetensors")
+    for name in ("test_vit", "tiny_samvit"):
+        save_file(timm.create_model(name, num_classes=0).state_dict(), folder / f"{name}.safetensors")
+    tiny_sam().save_pretrained(folder / "sam")
     names = load_vocabulary(CONFIGS / "cls_voc21.txt").queries
     TextEmbeddings(names, torch.randn(len(names), 48)).save(folder / "text.safetensors")
     return folder
@@ -59,7 +70,7 @@ def evaluate(tiny_folder, tmp_path):
     def evaluate(config, *arguments, side, batch_size=4, **settings):
         main([
             str(CONFIGS / f"{config}.py"), "--backbone", f"local-dir:{tiny_folder}", *arguments,
-            "--work-dir", str(tmp_path), "--results", str(tmp_path / "results.xlsx"), "--cfg-options",
+            "--fresh", "--work-dir", str(tmp_path), "--results", str(tmp_path / "results.xlsx"), "--cfg-options",
             f"model.short_side={side}", f"test_dataloader.batch_size={batch_size}",
             "test_dataloader.num_workers=0", "model.device=cpu",
             *(f"model.{key}={value}" for key, value in settings.items()),
@@ -99,9 +110,10 @@ def test_every_method(name, measure, known, tiny_backbone, monkeypatch):
     assert (result["images"], len(result["per_class_IoU"])) == (len(SHAPES), 21)
     assert scores(measure(name, batch_size=1)) == scores(result)
     # The labels are the method's: with its scores in another order they are others.
-    cls = type(create_method(method, tiny_backbone))
-    original = cls.scores
-    monkeypatch.setattr(cls, "scores", lambda *arguments: original(*arguments).flip(1))
+    built = create_method(method, tiny_backbone)
+    function = "image_scores" if built.sees_images else "scores"
+    original = getattr(type(built), function)
+    monkeypatch.setattr(type(built), function, lambda *arguments: original(*arguments).flip(-3))
     assert scores(measure(name)) != scores(result)
 
 

@@ -45,7 +45,7 @@ def test_second_install_keeps_the_first(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_import_and_configs_are_silent():
     code = (
-        "import clearclip.evaluation, mmcv.ops, mmseg.models; from mmengine.config import Config;"
+        "import clearclip.evaluation.mmseg, mmcv.ops, mmseg.models; from mmengine.config import Config;"
         "Config.fromfile('configs/sclip/cfg_voc21.py', import_custom_modules=False)"
     )
     environment = {**os.environ, "CLEARCLIP_DATA": "/nowhere", "PYTHONPATH": str(ROOT)}

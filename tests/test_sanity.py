@@ -4,12 +4,13 @@ import importlib.util
 import json
 from pathlib import Path
 
+import clearclip.evaluation.mmseg  # noqa: F401, installs what mmseg needs
+
 import numpy as np
 import pytest
 from mmengine.registry import DefaultScope
 from PIL import Image
 
-import clearclip.evaluation  # noqa: F401, installs what mmseg needs
 from clearclip.evaluation.datasets import check_dataset
 from clearclip.evaluation.run import load_config
 from clearclip.vocabulary import load_vocabulary

@@ -294,6 +294,7 @@ def test_settings_at_their_ends(make):
     make(window_batch=None, short_side=np.int64(64), threshold=0)
     for settings, message in (
         ({"window_batch": 0}, "window_batch must be a whole number from 1 on, not 0"),
+        ({"two_steps": "no"}, "two_steps must be True or False, not 'no'"),
         ({"logit_scale": 0}, "logit_scale must be a number above 0, not 0"),
         ({"temperature": 0}, "temperature must be a number above 0, not 0"),
         ({"threshold": 1.5}, r"threshold must be a number within 0\.\.1, not 1\.5"),
@@ -309,7 +310,7 @@ def test_settings_at_their_ends(make):
         ({"precision": "bf16"}, r"precision torch\.bfloat16 is not that of the loaded backbone, torch\.float32"),
         ({"precision": "half"}, "unknown precision 'half'"),
         ({"compile": True}, "compile True is not that of the loaded backbone, False"),
-        ({"resize": "pil"}, "unknown resize 'pil'; use cv2 or device"),
+        ({"resize": "gpu"}, "unknown resize 'gpu'; use one of cv2, device, pil"),
     ],
 )
 def test_settings_that_contradict_a_loaded_backbone(settings, message, make, tiny_backbone):

@@ -4,6 +4,8 @@ import time
 import zlib
 from pathlib import Path
 
+import clearclip.evaluation.mmseg  # noqa: F401, makes mmseg importable
+
 import numpy as np
 import open_clip
 import pytest
@@ -11,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import clearclip.evaluation  # noqa: F401, makes mmseg importable
 from clearclip import vocabulary as vocabulary_module
 from clearclip.errors import UserError
 from clearclip.evaluation.datasets import COCOObjectDataset, PascalVOC20Dataset

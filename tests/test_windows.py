@@ -94,6 +94,24 @@ def test_operators_equal_the_loop(geometry, shape, same):
     torch.testing.assert_close(maps.full(), plain_stitch(scores, plan, shape, patch), rtol=1e-4, atol=1e-5)
 
 
+@given(st.tuples(*[st.integers(1, 100)] * 2), st.tuples(*[st.integers(1, 130)] * 2), st.sampled_from([8, 16]))
+def test_a_whole_image_in_two_steps(size, shape, patch):
+    """Its grid, of full patches, to the image's size and from there to the output's; the network drops the rest."""
+    plan = windows.plan(*size, 0, 0, patch, two_steps=True)
+    image = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+    cut = windows.cut(image, plan)
+    assert cut.shape[2:] == tuple(max(side, patch) for side in size)
+    if min(size) >= patch:
+        assert torch.equal(cut[0], image)
+    grid = tuple(max(side // patch, 1) for side in size)
+    scores = torch.rand(1, 2, *grid, generator=torch.Generator().manual_seed(0))
+    full = F.interpolate(scores, size=plan.window_shape, mode="bilinear")
+    top, left = ((max(side, patch) - side) // 2 for side in size)
+    expected = F.interpolate(full[:, :, top : top + size[0], left : left + size[1]], size=shape, mode="bilinear")[0]
+    maps = windows.Stitcher(torch.device("cpu")).maps(scores, plan, shape)
+    torch.testing.assert_close(maps.full(), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("grid", [(7, 3), (1, 1), (56, 56)])
 def test_grids_that_are_not_the_patch_grid(grid):
     # A method may score on a grid of its own, finer than the patches.

@@ -36,7 +36,7 @@ def load_backbone(
         The backbone, on its device, without gradients.
 
     Raises:
-        UserError: for an unknown or unsupported architecture and for weights that cannot be had.
+        UserError: for an unknown or unsupported architecture and for weights that cannot be found or downloaded.
 
         backbone = load_backbone("ViT-B-16", "openai-int8")
     """

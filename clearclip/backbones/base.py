@@ -38,7 +38,15 @@ class Block:
 
     def attention_output(self, mixed: Tensor) -> Tensor:
         """Mixed values [B, heads, T, d] through the output projection: [B, T, D], the skip not included."""
-        raise NotImplementedError
+        return self.layer_scale(self.merge_heads(mixed))
+
+    def merge_heads(self, mixed: Tensor) -> Tensor:
+        """The same before any LayerScale. A block that has none need not write this."""
+        return self.attention_output(mixed)
+
+    def layer_scale(self, update: Tensor) -> Tensor:
+        """The LayerScale [..., D] of the attention output, if there is one."""
+        return update
 
     def mlp(self, tokens: Tensor) -> Tensor:
         """The feed-forward network with the norm before it, [..., D] to the same, the skip not included."""
@@ -113,6 +121,14 @@ class Backbone(nn.Module):
     def project(self, tokens: Tensor) -> Tensor:
         """Tokens [..., D] of the last block's output to the joint space [..., dim]."""
         raise NotImplementedError
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        """The first part of `project`, [..., D] to the same: the network's last norm."""
+        return tokens
+
+    def head(self, states: Tensor) -> Tensor:
+        """The rest of `project`: normed tokens [..., D] to the joint space [..., dim]."""
+        return self.project(states)
 
     def load_text_tower(self) -> nn.Module:
         """The text tower with the checkpoint's weights, float32 on the CPU."""

@@ -131,12 +131,12 @@ class BlipBackbone(OpenCLIPBackbone):
         embeddings.position_ids = torch.arange(len(embeddings.position_embeddings.weight))[None]  # no checkpoint has it
         return tower
 
-    def project(self, tokens: Tensor) -> Tensor:
-        return self.visual.proj(self.visual.ln_post(tokens))
+    def head(self, states: Tensor) -> Tensor:
+        return self.visual.proj(states)
 
     def load_tokenizer(self) -> Callable[[list[str]], Tensor]:
         """BERT's tokenizer: a list of P prompts to token ids [P, L], padded to the longest, at most 35."""
-        from transformers import BertTokenizerFast
+        from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # an alias since 5.0, found lazily
 
         return functools.partial(_tokenize, BertTokenizerFast.from_pretrained(_find_tokenizer(self.checkpoint)))
 

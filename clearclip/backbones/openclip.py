@@ -31,8 +31,11 @@ class OpenCLIPBlock(Block):
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        return self.module.ls_1(self.module.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
+    def merge_heads(self, mixed: Tensor) -> Tensor:
+        return self.module.attn.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def layer_scale(self, update: Tensor) -> Tensor:
+        return self.module.ls_1(update)
 
     def mlp(self, tokens: Tensor) -> Tensor:
         module = self.module
@@ -97,7 +100,13 @@ class OpenCLIPBackbone(Backbone):
         return self.constants.get(("position", grid, mode), resize)
 
     def project(self, tokens: Tensor) -> Tensor:
-        return self.visual.ln_post(tokens) @ self.visual.proj
+        return self.head(self.final_norm(tokens))
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        return self.visual.ln_post(tokens)
+
+    def head(self, states: Tensor) -> Tensor:
+        return states @ self.visual.proj
 
     def load_tokenizer(self) -> Callable[[list[str]], Tensor]:
         import open_clip

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,7 +16,7 @@ class Confusion:
     """The confusion matrix of one image, ground truth × prediction [C, C + 1].
 
     The last column is "no class": pixels whose prediction is none of the classes. Pixels that the ground truth
-    ignores are in no cell. Raises ValueError for counts that cannot be.
+    ignores are in no cell. Raises ValueError for impossible counts.
 
     Attributes:
         classes: C.
@@ -27,38 +28,38 @@ class Confusion:
     cells: np.ndarray
     counts: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("cells", "counts"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), np.int64))
         if problem := impossible(self.classes, self.cells, self.counts):
             raise ValueError(problem)
 
     @classmethod
-    def of(cls, matrix) -> "Confusion":
+    def of(cls, matrix: ArrayLike) -> "Confusion":
         """Of a matrix of integers [C, C + 1] or, where every pixel has a class, [C, C].
 
         >>> Confusion.of([[3, 0, 1], [0, 500, 0]]).counts
         array([  3,   1, 500])
         """
-        matrix = np.asarray(matrix)
-        classes = len(matrix)
-        if matrix.dtype.kind not in "iu" or matrix.shape not in {(classes, classes), (classes, classes + 1)}:
-            raise ValueError(f"expected integers [C, C] or [C, C + 1], not {matrix.dtype} {list(matrix.shape)}")
-        truth, prediction = np.nonzero(matrix)
-        return cls(classes, truth * (classes + 1) + prediction, matrix[truth, prediction])
+        pixels = np.asarray(matrix)
+        classes = len(pixels)
+        if pixels.dtype.kind not in "iu" or pixels.shape not in {(classes, classes), (classes, classes + 1)}:
+            raise ValueError(f"expected integers [C, C] or [C, C + 1], not {pixels.dtype} {list(pixels.shape)}")
+        truth, prediction = np.nonzero(pixels)
+        return cls(classes, truth * (classes + 1) + prediction, pixels[truth, prediction])
 
     @classmethod
-    def count(cls, truth, labels, classes: int, ignore_index: int = 255) -> "Confusion":
+    def count(cls, truth: ArrayLike, labels: ArrayLike, classes: int, ignore_index: int = 255) -> "Confusion":
         """Of two label maps [H, W]. A prediction outside 0..C-1 is no class; a ground truth outside is a ValueError."""
-        truth, labels = (np.asarray(values).astype(np.int64) for values in (truth, labels))
-        if truth.shape != labels.shape:
-            raise ValueError(f"ground truth {list(truth.shape)} and prediction {list(labels.shape)} differ in size")
-        counted = truth != ignore_index
-        truth, labels = truth[counted], labels[counted]
-        if len(truth) and (truth.min() < 0 or truth.max() >= classes):
-            raise ValueError(f"the ground truth holds labels {truth.min()} to {truth.max()} for {classes} classes")
-        labels = np.where((labels < 0) | (labels >= classes), classes, labels)
-        return cls(classes, *np.unique(truth * (classes + 1) + labels, return_counts=True))
+        true, predicted = (np.asarray(values).astype(np.int64) for values in (truth, labels))
+        if true.shape != predicted.shape:
+            raise ValueError(f"ground truth {list(true.shape)} and prediction {list(predicted.shape)} differ in size")
+        counted = true != ignore_index
+        true, predicted = true[counted], predicted[counted]
+        if len(true) and (true.min() < 0 or true.max() >= classes):
+            raise ValueError(f"the ground truth holds labels {true.min()} to {true.max()} for {classes} classes")
+        predicted = np.where((predicted < 0) | (predicted >= classes), classes, predicted)
+        return cls(classes, *np.unique(true * (classes + 1) + predicted, return_counts=True))
 
     def dense(self) -> np.ndarray:
         """int64 [C, C + 1]."""
@@ -110,7 +111,7 @@ class Confusions:
         np.add.at(total, self.truth * (self.classes + 1) + self.prediction, self.counts)
         return total.reshape(self.classes, self.classes + 1)
 
-    def _sums(self, label: np.ndarray, kept) -> np.ndarray:
+    def _sums(self, label: np.ndarray, kept: np.ndarray | slice) -> np.ndarray:
         """int64 [N, C]: the counts that are `kept`, summed by image and label."""
         sums = np.zeros(len(self) * self.classes, np.int64)
         np.add.at(sums, self.image[kept] * self.classes + label[kept], self.counts[kept])

@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import clearclip.evaluation.mmseg
+
 import numpy as np
 from mmseg.registry import DATASETS, METRICS
 
@@ -246,7 +248,8 @@ def identity(run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchm
         "device": segmenter.device.type,
         "compile": backbone.compiled,
         "method": run.spec.settings,
-        "protocol": {name: getattr(segmenter, name) for name in NUMBERS} | {"resize": segmenter.resizer},
+        "protocol": {name: getattr(segmenter, name) for name in (*NUMBERS, "two_steps")}
+        | {"resize": segmenter.resizer},
         "names": [list(names) for names in load_vocabulary(run.config.model.vocabulary).names],
         "text": hashlib.sha256(queries.text.float().cpu().contiguous().numpy().tobytes()).hexdigest(),
         "query_class": list(queries.query_class),

@@ -1,9 +1,9 @@
-"""A data set of one's own: pictures, their masks and a class file, in the layouts in which people have them.
+"""A data set of one's own: pictures, their masks and a class file, in any of the usual layouts.
 
     dataset = folder_dataset("photos", "masks", "classes.txt")      # for test_dataloader.dataset of a config
     print("\n".join(describe(dataset)))                             # pictures with masks: 24; skipped: …
 
-Layouts (`auto` sees which it is):
+Layouts (`auto` tells which it is):
 
 - `folders`: a mask has its picture's name, or that with `_mask`, `_labelTrainIds` or another of `MASK_TAILS`, in the
   same sub-folder of both folders, or in any. Suffixes may be mixed and in upper case.
@@ -15,12 +15,16 @@ Layouts (`auto` sees which it is):
   the JSON has no such category, and are ignored otherwise.
 """
 
+import functools
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import clearclip.evaluation.mmcv_ext  # noqa: F401, before mmseg is imported
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -31,6 +35,7 @@ from PIL import Image
 from clearclip.errors import UserError
 from clearclip.evaluation.masks import (
     BACKGROUND,
+    Drawing,
     Mask,
     MaskReader,
     ignored_label,
@@ -40,7 +45,7 @@ from clearclip.evaluation.masks import (
     read_lines,
     read_palette,
 )
-from clearclip.segmenter import read_image
+from clearclip.images import read_image
 from clearclip.vocabulary import Vocabulary, load_vocabulary
 
 LAYOUTS = ("auto", "folders", "voc", "cityscapes", "coco")
@@ -57,10 +62,18 @@ SURVEYED = 32  # masks that are read before the evaluation begins
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture and its ground truth; `segments` and `objects` of the mask still have COCO's category ids."""
+    """A picture and its ground truth. In what `scan` finds, COCO's masks have category ids in place of labels."""
 
     image: Path
     mask: Mask
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The names of COCO's categories by their ids, and the JSON that has them."""
+
+    path: Path
+    names: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -71,15 +84,13 @@ class Scan:
         layout: one of `LAYOUTS` but "auto".
         samples: pictures with masks, sorted by picture.
         skipped: what is left out, {reason: paths}.
-        annotations: COCO's JSON, where the layout is `coco`.
-        categories: its names by id.
+        categories: those of the masks, where the layout is `coco`.
     """
 
     layout: str
     samples: tuple[Sample, ...]
     skipped: dict[str, list[Path]] = field(default_factory=dict)
-    annotations: Path | None = None
-    categories: dict[int, str] | None = None
+    categories: Categories | None = None
 
     def summary(self) -> str:
         """`pictures with masks: 24; skipped: pictures without a mask: 2 (first photos/a.jpg)`."""
@@ -115,21 +126,21 @@ def folder_dataset(
         mask_suffix: what follows a picture's name in its mask's, without file type: "" or "_labelTrainIds". It
             chooses where several masks fit.
 
-    Raises UserError for a file or a setting that cannot be. Pictures and masks are looked at when the data set is
-    built.
+    Raises UserError for a missing file or a wrong setting. Pictures and masks are read when the data set is built.
     """
     root = _existing(images, "--images")
-    paths = {"--masks": masks, "--classes": classes, "--palette": palette}
-    paths = {option: path if path is None else str(_existing(path, option)) for option, path in paths.items()}
-    reader = _reader(Path(paths["--classes"]), paths["--palette"], ignore, first_label)
+    mask_root = root if masks is None else _existing(masks, "--masks")
+    class_file = _existing(classes, "--classes")
+    palette_file = None if palette is None else _existing(palette, "--palette")
+    reader = _reader(class_file, palette_file, ignore, first_label)
     if layout not in LAYOUTS:
         raise UserError(f"--layout {layout}: there are {', '.join(LAYOUTS)}")
     return dict(
         type="FolderDataset",
         data_root=str(root),
-        data_prefix=dict(img_path=str(root), seg_map_path=paths["--masks"] or str(root)),
-        class_file=paths["--classes"],
-        palette_file=paths["--palette"],
+        data_prefix=dict(img_path=str(root), seg_map_path=str(mask_root)),
+        class_file=str(class_file),
+        palette_file=palette_file and str(palette_file),
         layout=layout,
         ignore=list(reader.ignore),
         first_label=first_label,
@@ -147,7 +158,7 @@ def _existing(path: str | Path, option: str) -> Path:
     return path
 
 
-def _reader(class_file: Path, palette, ignore, first_label: int) -> MaskReader:
+def _reader(class_file: Path, palette: Path | None, ignore: int | Sequence[int] | None, first_label: int) -> MaskReader:
     vocabulary = load_vocabulary(class_file)
     values = () if ignore is None else (ignore,) if isinstance(ignore, int) else tuple(ignore)
     if not all(isinstance(value, int) and 0 <= value < 65536 for value in (*values, first_label)):
@@ -158,7 +169,7 @@ def _reader(class_file: Path, palette, ignore, first_label: int) -> MaskReader:
             f"--ignore {min(clash)} is the label of class {vocabulary.classes[min(clash) - first_label]!r} in "
             f"{class_file}: pass --first-label {min(clash) + 1} or another --ignore (none is possible)"
         )
-    colours = read_palette(Path(palette), vocabulary) if palette else None
+    colours = read_palette(palette, vocabulary) if palette else None
     return MaskReader(len(vocabulary), str(class_file), values, first_label, colours)
 
 
@@ -182,14 +193,14 @@ class FolderDataset(BaseSegDataset):
         split: str = "val",
         mask_suffix: str | None = None,
         ignore_index: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         root = Path(data_root)
         self.class_file = root / class_file
         self.vocabulary = load_vocabulary(self.class_file)
         palette = root / palette_file if palette_file else None
         self.reader = _reader(self.class_file, palette, ignore, first_label)
-        self.where = dict(layout=layout, split=split, mask_suffix=mask_suffix)
+        self.scan = functools.partial(scan, layout=layout, split=split, mask_suffix=mask_suffix)
         if ignore_index not in (None, self.reader.ignored):
             raise UserError(
                 f"ignore_index must be {self.reader.ignored} for {len(self.vocabulary)} classes, in the data set and "
@@ -204,8 +215,8 @@ class FolderDataset(BaseSegDataset):
         )
 
     def load_data_list(self) -> list[dict]:
-        folders = (Path(self.data_prefix[key]) for key in ("img_path", "seg_map_path"))
-        self.found = scan(*folders, **self.where)
+        images, masks = (Path(self.data_prefix[key]) for key in ("img_path", "seg_map_path"))
+        self.found = self.scan(images, masks)
         samples = labelled(self.found, self.vocabulary)
         self.seen, self.surveyed = survey(samples, self.reader)
         return [
@@ -235,18 +246,21 @@ class LoadFolderLabels(BaseTransform):
 
 
 def describe(dataset: dict) -> list[str]:
-    """What a person should know of the data set that `folder_dataset` gave: lines for the screen.
+    """Lines for the screen: what a person should know of the data set that `folder_dataset` gave.
 
     Raises UserError where it does not fit its class file, as the evaluation would.
     """
     built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": True})
     built.load_data_list()
     classes, found = built.vocabulary.classes, built.found
-    lines = [found.summary()]
-    palette = dataset.get("palette_file")
-    names = found.categories.values() if found.categories else palette_names(Path(palette)) if palette else ()
+    names: list[str] = []
+    if found.categories:
+        names = list(found.categories.names.values())
+    elif dataset.get("palette_file"):
+        names = palette_names(Path(dataset["palette_file"]))
     known = {normal(name) for synonyms in built.vocabulary.names for name in synonyms}
     foreign = [name for name in names if normal(name) not in known]
+    lines = [found.summary()]
     if foreign:
         lines.append(f"ignored, for they are no classes of the class file: {_brief(foreign)}")
     unseen = [name for label, name in enumerate(classes) if label not in built.seen]
@@ -267,14 +281,14 @@ def survey(samples: Sequence[Sample], reader: MaskReader) -> tuple[set[int], int
     """
     step = -(-len(samples) // SURVEYED)
     first = samples[::step]
-    labels = set().union(*(_labels(sample, reader) for sample in first))
+    labels: set[int] = set().union(*(_labels(sample, reader) for sample in first))
     rest = iter([sample for index, sample in enumerate(samples) if index % step])
     read = len(first)
     while labels <= {0, reader.ignored} and (sample := next(rest, None)):  # so it is where all masks are binary
         labels |= _labels(sample, reader)
         read += 1
     mask = samples[0].mask
-    is_map = reader.colours is None and mask.segments is None and mask.objects is None
+    is_map = reader.colours is None and mask.segments is None and mask.drawing is None
     if is_map and 255 in reader.ignore and labels == {0, reader.ignored}:
         raise UserError(
             f"the masks in {mask.path.parent} hold one class and ignored pixels alone; if they are of 0 and 255 and "
@@ -286,13 +300,13 @@ def survey(samples: Sequence[Sample], reader: MaskReader) -> tuple[set[int], int
 
 
 def _labels(sample: Sample, reader: MaskReader) -> set[int]:
-    shape = read_image(sample.image).shape[:2]
+    height, width, _ = read_image(sample.image).shape
     try:
-        labels = reader.read(sample.mask, shape)
+        labels = reader.read(sample.mask, (height, width))
     except UserError:
         if not _is_turned(sample.image):
             raise
-        labels = reader.read(sample.mask, shape[::-1])  # the mask is of the pixels as stored
+        labels = reader.read(sample.mask, (width, height))  # the mask is of the pixels as stored
     return set(np.unique(labels).tolist())
 
 
@@ -307,20 +321,23 @@ def labelled(found: Scan, vocabulary: Vocabulary) -> list[Sample]:
     if found.categories is None:
         return list(found.samples)
     ignored = ignored_label(len(vocabulary))
-    names = list(found.categories.values())
+    names = found.categories.names.values()
     free = normal(vocabulary.classes[0]) == BACKGROUND and BACKGROUND not in map(normal, names)
-    matched = match_names(names, vocabulary, found.annotations, optional=[0] if free else [])
-    label = {index: matched.get(name, ignored) for index, name in found.categories.items()}
-    samples = []
-    for sample in found.samples:
-        mask = sample.mask
-        if mask.segments is not None:
-            mask = replace(mask, segments={segment: label[index] for segment, index in mask.segments.items()})
-        else:
-            objects = tuple((label[index], segmentation) for index, segmentation in mask.objects)
-            mask = replace(mask, objects=objects, elsewhere=0 if free else None)
-        samples.append(replace(sample, mask=mask))
-    return samples
+    matched = match_names(names, vocabulary, found.categories.path, optional=[0] if free else [])
+    labels = {index: matched.get(name, ignored) for index, name in found.categories.names.items()}
+    elsewhere = 0 if free else None
+    return [replace(sample, mask=_labelled(sample.mask, labels, elsewhere)) for sample in found.samples]
+
+
+def _labelled(mask: Mask, labels: dict[int, int], elsewhere: int | None) -> Mask:
+    """One of COCO's masks with the labels of its category ids."""
+    segments, drawing = mask.segments, mask.drawing
+    if segments is not None:
+        segments = {segment: labels[index] for segment, index in segments.items()}
+    if drawing is not None:
+        objects = tuple((labels[index], segmentation) for index, segmentation in drawing.objects)
+        drawing = replace(drawing, objects=objects, elsewhere=elsewhere)
+    return replace(mask, segments=segments, drawing=drawing)
 
 
 # Finding pictures and masks
@@ -336,8 +353,8 @@ def scan(
 ) -> Scan:
     """Pair pictures with masks; the arguments are those of `folder_dataset`.
 
-    Hidden files and the like of Thumbs.db are passed by; pictures without a mask, masks without a picture and files
-    of other kinds are in `skipped`. Raises UserError where a pair is not certain and where there is none.
+    Hidden files, Thumbs.db and the like are passed over; pictures without a mask, masks without a picture and files
+    of other kinds are in `skipped`. Raises UserError where a pair is uncertain and where there is none.
     """
     images = Path(images)
     masks = images if masks is None or _same(images, Path(masks)) else Path(masks)
@@ -385,7 +402,7 @@ def _annotation_file(masks: Path) -> Path:
 def walk(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
     """The files in `folder` and below, links followed, but for hidden files, Thumbs.db and the folder `leave_out`."""
 
-    def stop(error: OSError):
+    def stop(error: OSError) -> None:
         raise UserError(f"cannot list {error.filename} ({error.strerror}): give a folder that can be read") from None
 
     visited = set()
@@ -402,23 +419,34 @@ def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK
 
 
-def _pictures(folder: Path, leave_out: Path | None = None) -> tuple[list[Path], list[Path]]:
-    """Pictures, by their suffix, and files of other kinds."""
-    pictures, others = [], []
-    for path in walk(folder, leave_out):
-        (pictures if path.suffix.lower() in PICTURES and path.is_file() else others).append(path)
-    return pictures, others
+@dataclass(frozen=True)
+class _Folder:
+    """The files below a folder: pictures, by their suffix, some of which may be masks, and files of other kinds."""
+
+    root: Path
+    pictures: list[Path]
+    others: list[Path] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, root: Path, leave_out: Path | None = None) -> "_Folder":
+        folder = cls(root, [])
+        for path in walk(root, leave_out):
+            is_picture = path.suffix.lower() in PICTURES and path.is_file()
+            (folder.pictures if is_picture else folder.others).append(path)
+        return folder
+
+    def only(self, stems: Container[str]) -> "_Folder":
+        """Without the pictures that have other names."""
+        return replace(self, pictures=[path for path in self.pictures if path.stem in stems])
 
 
 def _scan_folders(images: Path, masks: Path, mask_suffix: str | None) -> Scan:
-    if images == masks:
-        pictures, others = _pictures(images)
-        pictures, found = _part(pictures, mask_suffix)
-    else:
-        pictures, others = _pictures(images, leave_out=masks)
-        found, strange = _pictures(masks, leave_out=images)
-        others += strange
-    return _paired("folders", pictures, found, others, images, masks, mask_suffix)
+    if images != masks:
+        found = _Folder.read(images, leave_out=masks), _Folder.read(masks, leave_out=images)
+        return _paired("folders", *found, mask_suffix)
+    both = _Folder.read(images)
+    pictures, found_masks = _part(both.pictures, mask_suffix)
+    return _paired("folders", replace(both, pictures=pictures), _Folder(masks, found_masks), mask_suffix)
 
 
 def _part(paths: list[Path], mask_suffix: str | None) -> tuple[list[Path], list[Path]]:
@@ -426,7 +454,8 @@ def _part(paths: list[Path], mask_suffix: str | None) -> tuple[list[Path], list[
     stems = {path.with_suffix("") for path in paths}
     jpegs = {path.with_suffix("") for path in paths if path.suffix.lower() in JPEGS}
     tails = MASK_TAILS if mask_suffix is None else (mask_suffix,)
-    pictures, masks = [], []
+    pictures: list[Path] = []
+    masks: list[Path] = []
     for path in paths:
         bare = path.with_name(_without(path.stem, tails))
         others = {bare.with_name(bare.name + tail) for tail in ("", *IMAGE_TAILS)}
@@ -444,35 +473,41 @@ def _without(stem: str, tails: Sequence[str]) -> str:
     return stem
 
 
-def _paired(layout, pictures, masks, others, image_root, mask_root, mask_suffix) -> Scan:
+def _paired(layout: str, images: _Folder, masks: _Folder, mask_suffix: str | None) -> Scan:
     tails = MASK_TAILS if mask_suffix is None else (mask_suffix,)
     if mask_suffix:
-        masks = [path for path in masks if path.stem.lower().endswith(mask_suffix.lower())]
-    pairs, lonely = _pair(
-        pictures, masks, tails, lambda path, root: path.parent.relative_to(root), image_root, mask_root
-    )
+        fitting = [path for path in masks.pictures if path.stem.lower().endswith(mask_suffix.lower())]
+        masks = replace(masks, pictures=fitting)
+    pairs, lonely = _pair(images, masks, tails, same_folder=True)
     if not pairs:  # the sub-folders differ
-        pairs, lonely = _pair(pictures, masks, tails, lambda path, root: None, image_root, mask_root)
-    samples = tuple(Sample(picture, Mask(pairs[picture])) for picture in pictures if picture in pairs)
+        pairs, lonely = _pair(images, masks, tails, same_folder=False)
+    samples = tuple(Sample(picture, Mask(pairs[picture])) for picture in images.pictures if picture in pairs)
     skipped = {
-        "pictures without a mask": [picture for picture in pictures if picture not in pairs],
+        "pictures without a mask": [picture for picture in images.pictures if picture not in pairs],
         "masks without a picture": lonely,
-        "files of other kinds": others,
+        "files of other kinds": images.others + masks.others,
     }
     return Scan(layout, samples, skipped)
 
 
-def _pair(pictures, masks, tails, place, image_root, mask_root) -> tuple[dict[Path, Path], list[Path]]:
-    """Masks by picture, and masks left over. Names are compared where `place(path, root)` is the same."""
+def _pair(
+    images: _Folder, masks: _Folder, tails: Sequence[str], same_folder: bool
+) -> tuple[dict[Path, Path], list[Path]]:
+    """Masks by picture, and masks left over. With `same_folder`, both must be in sub-folders of the same name."""
+
+    def key(path: Path, root: Path, name: str) -> tuple[Path | None, str]:
+        return path.parent.relative_to(root) if same_folder else None, name
+
     by_name, by_part = defaultdict(list), defaultdict(list)
-    for picture in pictures:
-        by_name[place(picture, image_root), picture.stem].append(picture)
-        by_part[place(picture, image_root), _without(picture.stem, IMAGE_TAILS)].append(picture)
-    by_name = by_part | by_name
-    pairs, lonely = {}, []
-    for mask in masks:
-        keys = ((place(mask, mask_root), name) for name in (mask.stem, _without(mask.stem, tails)))
-        fitting = next((by_name[key] for key in keys if key in by_name), [])
+    for picture in images.pictures:
+        by_name[key(picture, images.root, picture.stem)].append(picture)
+        by_part[key(picture, images.root, _without(picture.stem, IMAGE_TAILS))].append(picture)
+    candidates = by_part | by_name
+    pairs: dict[Path, Path] = {}
+    lonely = []
+    for mask in masks.pictures:
+        keys = (key(mask, masks.root, name) for name in (mask.stem, _without(mask.stem, tails)))
+        fitting = next((candidates[key] for key in keys if key in candidates), [])
         if not fitting:
             lonely.append(mask)
         elif len(fitting) > 1:
@@ -497,23 +532,21 @@ def _scan_voc(root: Path, split: str) -> Scan:
     if not path.exists():
         there = ", ".join(sorted(file.stem for file in lists.glob("*.txt") if not _is_junk(file.name)))
         raise UserError(f"no image list {path}: {f'--split can be {there}' if there else 'VOC has one for each split'}")
-    pictures, others = _pictures(root / "JPEGImages")
-    masks, strange = _pictures(root / "SegmentationClass")
-    names = {}
+    images, masks = _Folder.read(root / "JPEGImages"), _Folder.read(root / "SegmentationClass")
+    names: dict[str, int] = {}  # and the line of each
     for number, line in read_lines(path, "image list"):
         if line in names:
             raise UserError(
                 f"image list {path}, line {number}: {line!r} is in line {names[line]} already; name it once"
             )
         names[line] = number
-    stems = {picture.stem for picture in pictures}
+    stems = {picture.stem for picture in images.pictures}
     for name, number in names.items():
         if name not in stems:
             raise UserError(
-                f"image list {path}, line {number}: no picture {root / 'JPEGImages' / name}.jpg; mend the list"
+                f"image list {path}, line {number}: no picture {root / 'JPEGImages' / name}.jpg; correct the list"
             )
-    pictures, masks = ([path for path in paths if path.stem in names] for paths in (pictures, masks))
-    return _paired("voc", pictures, masks, others + strange, root / "JPEGImages", root / "SegmentationClass", "")
+    return _paired("voc", images.only(names), masks.only(names), mask_suffix="")
 
 
 def _scan_cityscapes(root: Path, split: str, mask_suffix: str | None) -> Scan:
@@ -521,13 +554,12 @@ def _scan_cityscapes(root: Path, split: str, mask_suffix: str | None) -> Scan:
     for folder in (images, masks):
         if not folder.is_dir():
             raise UserError(f"no folder {folder}: Cityscapes has one; --split names another part than {split!r}")
-    pictures, others = _pictures(images)
-    found, strange = _pictures(masks)
+    found = _Folder.read(masks)
     if mask_suffix is None:
         suffixes = ("_gtFine_labelTrainIds", "_gtFine_labelIds")
-        there = (suffix for suffix in suffixes if any(path.stem.endswith(suffix) for path in found))
+        there = (suffix for suffix in suffixes if any(path.stem.endswith(suffix) for path in found.pictures))
         mask_suffix = next(there, suffixes[0])
-    return _paired("cityscapes", pictures, found, others + strange, images, masks, mask_suffix)
+    return _paired("cityscapes", _Folder.read(images), found, mask_suffix)
 
 
 def _scan_coco(images: Path, path: Path) -> Scan:
@@ -553,8 +585,8 @@ def _match_coco(images: Path, path: Path, content: dict) -> Scan:
     for annotation in content["annotations"]:
         annotations[annotation["image_id"]].append(annotation)
     panoptic = any("segments_info" in annotation for annotation in content["annotations"])
-    pngs = path.with_suffix("")
-    pictures, others = _pictures(images, leave_out=pngs)
+    found = _Folder.read(images, leave_out=path.with_suffix(""))  # the PNGs of a panoptic one
+    pictures = found.pictures
     by_path = {picture.relative_to(images).as_posix(): picture for picture in pictures}
     by_name = {} if len({path.name for path in pictures}) < len(pictures) else {path.name: path for path in pictures}
     samples, absent = [], []
@@ -572,9 +604,10 @@ def _match_coco(images: Path, path: Path, content: dict) -> Scan:
     skipped = {
         "pictures without annotations": [picture for picture in pictures if picture not in used],
         "annotated pictures that are not there": absent,
-        "files of other kinds": others,
+        "files of other kinds": found.others,
     }
-    return Scan("coco", tuple(sorted(samples, key=lambda sample: sample.image)), skipped, path, categories)
+    in_order = tuple(sorted(samples, key=lambda sample: sample.image))
+    return Scan("coco", in_order, skipped, Categories(path, categories))
 
 
 def _panoptic_mask(path: Path, entry: dict, annotations: list[dict], categories: dict[int, str]) -> Mask:
@@ -586,11 +619,11 @@ def _panoptic_mask(path: Path, entry: dict, annotations: list[dict], categories:
 def _object_mask(path: Path, entry: dict, annotations: list[dict], categories: dict[int, str]) -> Mask:
     objects = tuple((annotation["category_id"], annotation["segmentation"]) for annotation in annotations)
     _check_categories(path, (category for category, _ in objects), categories)
-    size = (entry["height"], entry["width"])
-    return Mask(path, objects=objects, size=size, name=f"of {entry['file_name']} in {path}")
+    drawing = Drawing(objects, size=(entry["height"], entry["width"]))
+    return Mask(path, drawing=drawing, name=f"of {entry['file_name']} in {path}")
 
 
-def _check_categories(path: Path, used, categories: dict[int, str]) -> None:
+def _check_categories(path: Path, used: Iterable[int], categories: dict[int, str]) -> None:
     unknown = set(used) - categories.keys()
     if unknown:
         raise UserError(

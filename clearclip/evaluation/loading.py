@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import clearclip.evaluation.mmcv_ext  # noqa: F401, before mmseg is imported
+
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform

@@ -1,4 +1,4 @@
-"""Ground truth in whatever form a data set of one's own has it, read as one label a pixel.
+"""Ground truth in the forms that people's own data sets have, read as one label a pixel.
 
 Label maps of 1 to 32 bits, colours with a palette file, COCO's panoptic PNGs and COCO's polygons and run lengths.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -16,9 +17,26 @@ from PIL import Image
 from clearclip.errors import UserError
 from clearclip.vocabulary import Vocabulary
 
-RGB_FIRST = re.compile(r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)(?:[\s,;:]+(.+))?")
-RGB_LAST = re.compile(r"(.+?)[\s,;:]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")
+RGB = r"(?P<red>\d+)[\s,;]+(?P<green>\d+)[\s,;]+(?P<blue>\d+)"
+RGB_FIRST = re.compile(rf"{RGB}(?:[\s,;:]+(?P<name>.+))?")
+RGB_LAST = re.compile(rf"(?P<name>.+?)[\s,;:]+{RGB}")
 BACKGROUND = "background"
+Segmentation: TypeAlias = list[Any] | dict[str, Any]  # COCO's: polygons, or run lengths
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The objects that COCO's JSON has of a picture.
+
+    Attributes:
+        objects: label and segmentation of each.
+        size: height and width.
+        elsewhere: the label of pixels that no object covers; None ignores them.
+    """
+
+    objects: tuple[tuple[int, Segmentation], ...]
+    size: tuple[int, int]
+    elsewhere: int | None = None
 
 
 @dataclass(frozen=True)
@@ -28,17 +46,13 @@ class Mask:
     Attributes:
         path: the label map, or the JSON where that alone holds the ground truth.
         segments: label of each segment id of a panoptic PNG.
-        objects: label and COCO `segmentation` (polygons or run lengths) of each object.
-        elsewhere: the label of pixels that no object covers; None ignores them.
-        size: height and width that the JSON gives.
+        drawing: the objects to be drawn, where there is no label map.
         name: what messages call it, the path by default.
     """
 
     path: Path
     segments: dict[int, int] | None = None
-    objects: tuple[tuple[int, list | dict], ...] | None = None
-    elsewhere: int | None = None
-    size: tuple[int, int] | None = None
+    drawing: Drawing | None = None
     name: str = ""
 
     def __str__(self) -> str:
@@ -47,7 +61,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class MaskReader:
-    """Turns masks into labels 0..C-1 and `ignored`, and refuses what would be counted wrongly.
+    """Turns masks into labels 0..C-1 and `ignored`, and refuses those that would be counted wrongly.
 
     Attributes:
         classes: C, the number of classes.
@@ -76,17 +90,17 @@ class MaskReader:
     def read(self, mask: Mask, shape: tuple[int, int]) -> np.ndarray:
         """The labels [H, W], int32, of a picture of `shape`.
 
-        Raises UserError, naming the file, for a mask of another shape and for a value that is no label.
+        Raises UserError, naming the file, for a mask of another size and for a value that is not a label.
         """
-        if mask.objects is not None:
-            _check_size(mask, mask.size, shape)
-            return self._draw(mask, shape)
+        if mask.drawing is not None:
+            _check_size(mask, mask.drawing.size, shape)
+            return self._draw(mask.drawing, str(mask))
         pixels = read_pixels(mask.path, colours=self.colours is not None or mask.segments is not None)
         _check_size(mask, pixels.shape[:2], shape)
         if mask.segments is not None:
-            return self._look_up_ids(mask, packed(pixels))
+            return self._look_up_ids(mask.path, packed(pixels), mask.segments)
         if self.colours is not None:
-            return self._look_up_colours(mask.path, packed(pixels))
+            return _look_up_colours(mask.path, packed(pixels), self.colours)
         return self._look_up_labels(mask.path, pixels)
 
     @cached_property
@@ -126,35 +140,39 @@ class MaskReader:
             f"({self.first_label} to {last}) nor ignored ({ignored}): {remedy}"
         )
 
-    def _look_up_colours(self, path: Path, codes: np.ndarray) -> np.ndarray:
-        labels, unknown = look_up(codes, self.colours)
+    def _look_up_ids(self, path: Path, ids: np.ndarray, segments: dict[int, int]) -> np.ndarray:
+        labels, unknown = look_up(ids, {0: self.ignored, **segments})
         if unknown:
-            colour = " ".join(str(unknown[0] >> shift & 255) for shift in (0, 8, 16))
-            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            raise UserError(
-                f"mask {path} has the colour {colour}{more}, which the palette has not: add it, under the name `void` "
-                "if its pixels are to be ignored"
-            )
+            raise UserError(f"{path} has the segment {unknown[0]}, which the JSON does not list: use files that fit")
         return labels
 
-    def _look_up_ids(self, mask: Mask, ids: np.ndarray) -> np.ndarray:
-        labels, unknown = look_up(ids, {0: self.ignored, **mask.segments})
-        if unknown:
-            raise UserError(
-                f"{mask.path} has the segment {unknown[0]}, which the JSON does not list: use files that fit"
-            )
-        return labels
-
-    def _draw(self, mask: Mask, shape: tuple[int, int]) -> np.ndarray:
+    def _draw(self, drawing: Drawing, source: str) -> np.ndarray:
         """Objects drawn by decreasing area, so that a small one lies over a large one. Crowds count as their class."""
-        labels = np.full(shape, self.ignored if mask.elsewhere is None else mask.elsewhere, np.int32)
-        areas = [(label, rasterise(segmentation, shape, str(mask))) for label, segmentation in mask.objects]
+        elsewhere = self.ignored if drawing.elsewhere is None else drawing.elsewhere
+        labels = np.full(drawing.size, elsewhere, np.int32)
+        areas = [(label, rasterise(shape, drawing.size, source)) for label, shape in drawing.objects]
         for label, area in sorted(areas, key=lambda pair: pair[1].sum(), reverse=True):
             labels[area] = label
         return labels
 
 
-def _check_size(mask: Mask, size: tuple[int, int], shape: tuple[int, int]) -> None:
+def _look_up_colours(path: Path, codes: np.ndarray, colours: dict[int, int]) -> np.ndarray:
+    labels, unknown = look_up(codes, colours)
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise UserError(
+            f"mask {path} has the colour {_rgb(unknown[0])}{more}, which the palette has not: add it, under the name "
+            "`void` if its pixels are to be ignored"
+        )
+    return labels
+
+
+def _rgb(code: int) -> str:
+    """A colour's code as the line of a palette writes it: `R G B`."""
+    return " ".join(str(code >> shift & 255) for shift in (0, 8, 16))
+
+
+def _check_size(mask: Mask, size: tuple[int, ...], shape: tuple[int, int]) -> None:
     if tuple(size) != tuple(shape):
         sizes = "{}x{}, its picture {}x{}".format(*size, *shape)
         raise UserError(f"mask {mask} is {sizes} (height x width): make both of one size")
@@ -190,9 +208,11 @@ def read_pixels(path: Path, colours: bool = False) -> np.ndarray:
         with Image.open(path) as image:
             form, mode = image.format, image.mode
             is_map = mode in ("1", "L", "P", "I", "F") or mode.startswith("I;")
-            if colours or not is_map:
-                image = image.getchannel("L") if mode in ("LA", "La") and not colours else image.convert("RGB")
-            pixels = np.array(image)
+            if is_map and not colours:
+                pixels = np.array(image)
+            else:
+                grey = mode in ("LA", "La") and not colours
+                pixels = np.array(image.getchannel("L") if grey else image.convert("RGB"))
     except MemoryError:
         raise UserError(f"mask {path} does not fit in memory: use fewer workers or smaller masks") from None
     except Exception as error:  # what a damaged file raises has no common base in Pillow
@@ -260,9 +280,9 @@ def read_palette(path: Path, vocabulary: Vocabulary) -> dict[int, int]:
     several colours; a colour whose name is no class is ignored in evaluation. Raises UserError, naming file and line.
     """
     lines = _palette_lines(path)
-    named = [name for _, _, name in lines if name]
+    named = [line.name for line in lines if line.name]
     if named and len(named) < len(lines):
-        number = next(number for number, _, name in lines if not name)
+        number = next(line.number for line in lines if not line.name)
         raise UserError(f"palette {path}, line {number} has no name, others have: name every colour or none")
     if not named:
         if len(lines) != len(vocabulary):
@@ -270,36 +290,37 @@ def read_palette(path: Path, vocabulary: Vocabulary) -> dict[int, int]:
                 f"palette {path} has {len(lines)} colours without names, the class file {len(vocabulary)} classes: "
                 "write one colour for each class in its order, or name them"
             )
-        named = vocabulary.classes
-        lines = [(number, colour, name) for (number, colour, _), name in zip(lines, named)]
-    classes = match_names(named, vocabulary, path)
-    table = {}
-    for number, (red, green, blue), name in lines:
-        code = red + 256 * green + 65536 * blue
+        lines = [line._replace(name=name) for line, name in zip(lines, vocabulary.classes)]
+    classes = match_names([line.name for line in lines], vocabulary, path)
+    table: dict[int, int] = {}
+    for number, code, name in lines:
         label = classes.get(name, ignored_label(len(vocabulary)))
         if table.setdefault(code, label) != label:
-            raise UserError(f"palette {path}, line {number}: {red} {green} {blue} stands for another class already")
+            raise UserError(f"palette {path}, line {number}: {_rgb(code)} stands for another class already")
     return table
 
 
 def palette_names(path: Path) -> list[str]:
     """The names in a palette file, each once."""
-    return list(dict.fromkeys(name for _, _, name in _palette_lines(path) if name))
+    return list(dict.fromkeys(line.name for line in _palette_lines(path) if line.name))
 
 
-def _palette_lines(path: Path) -> list[tuple[int, tuple[int, int, int], str]]:
+class _PaletteLine(NamedTuple):
+    number: int
+    code: int  # of the colour
+    name: str  # "" where there is none
+
+
+def _palette_lines(path: Path) -> list[_PaletteLine]:
     lines = []
     for number, line in read_lines(path, "palette"):
-        if first := RGB_FIRST.fullmatch(line):
-            *colour, name = first.groups()
-        elif last := RGB_LAST.fullmatch(line):
-            name, *colour = last.groups()
-        else:
+        match = RGB_FIRST.fullmatch(line) or RGB_LAST.fullmatch(line)
+        if not match:
             raise UserError(f"palette {path}, line {number}: {line!r} is not of the form `name R G B`")
-        colour = tuple(map(int, colour))
-        if max(colour) > 255:
+        red, green, blue = (int(match[channel]) for channel in ("red", "green", "blue"))
+        if max(red, green, blue) > 255:
             raise UserError(f"palette {path}, line {number}: {line!r} has a value above 255; write 0 to 255")
-        lines.append((number, colour, (name or "").strip()))
+        lines.append(_PaletteLine(number, red + 256 * green + 65536 * blue, (match["name"] or "").strip()))
     if not lines:
         raise UserError(f"palette {path} is empty: write a line `name R G B` for each class")
     return lines
@@ -322,7 +343,7 @@ def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
 # COCO's shapes
 
 
-def rasterise(segmentation: list | dict, shape: tuple[int, int], source: str) -> np.ndarray:
+def rasterise(segmentation: Segmentation, shape: tuple[int, int], source: str) -> np.ndarray:
     """COCO's `segmentation`, a list of polygons or run lengths, as a bool map of `shape`. Raises UserError."""
     try:
         if isinstance(segmentation, dict):
@@ -341,10 +362,10 @@ def rasterise(segmentation: list | dict, shape: tuple[int, int], source: str) ->
 def from_run_lengths(counts: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
     """Lengths of runs, outside and inside in turn, down one column after the other."""
     height, width = shape
-    counts = np.array(counts, np.int64)
-    if counts.min(initial=0) < 0 or counts.sum() != height * width:
-        raise ValueError(f"run lengths of {counts.sum()} pixels for {height} times {width}")
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+    lengths = np.array(counts, np.int64)
+    if lengths.min(initial=0) < 0 or lengths.sum() != height * width:
+        raise ValueError(f"run lengths of {lengths.sum()} pixels for {height} times {width}")
+    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height).T
 
 
 def unpack(text: str) -> list[int]:
@@ -352,7 +373,8 @@ def unpack(text: str) -> list[int]:
 
     From the fourth on, a run is stored as its difference from the one before the last.
     """
-    counts, value, shift = [], 0, 0
+    counts: list[int] = []
+    value, shift = 0, 0
     for byte in text.encode("ascii"):
         bits = byte - 48
         value |= (bits & 31) << shift

@@ -1,7 +1,7 @@
 """MMSegmentation on `mmcv-lite`: a stand-in for mmcv's compiled operators, which evaluation never calls.
 
 MMSeg imports `mmcv.ops` for a few decode heads, and `mmcv.ops` needs the compiled module `mmcv._ext` at
-import time. Wheels of it exist for few torch versions; the lite package has none.
+import time. Wheels of it exist for few torch versions; the lite package has none. Importing this module installs it.
 """
 
 import importlib.util
@@ -10,6 +10,8 @@ import types
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from typing import NoReturn
+
+from clearclip.errors import UserError
 
 
 class _MissingExtension(types.ModuleType):
@@ -29,8 +31,16 @@ class _MissingExtension(types.ModuleType):
 
 
 def install() -> None:
-    """Let `import mmseg` succeed where mmcv has no compiled operators. Call it before that import."""
+    """Let `import mmseg` succeed where mmcv has no compiled operators. Call it before that import.
+
+    Raises UserError where MMSegmentation is not installed.
+    """
+    if not all(map(importlib.util.find_spec, ("mmengine", "mmcv", "mmseg"))):
+        raise UserError("evaluating needs MMSegmentation; run pip install 'clearclip[eval]'")
     if importlib.util.find_spec("mmcv._ext") is None:
         extension = _MissingExtension("mmcv._ext")
         extension.__spec__ = ModuleSpec("mmcv._ext", loader=None)  # MMEngine takes no loader for "mmcv is lite"
         sys.modules["mmcv._ext"] = extension
+
+
+install()

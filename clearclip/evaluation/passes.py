@@ -18,6 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import clearclip.evaluation.mmcv_ext  # noqa: F401, before mmseg is imported
+
 import numpy as np
 import torch
 from mmseg.datasets import BaseSegDataset
@@ -32,7 +34,7 @@ from clearclip.evaluation.shards import Ledger, Share
 from clearclip.segmenter import Segmenter, look_together
 from clearclip.text import Queries
 
-GEOMETRY = ("short_side", "resize", "crop", "stride", "window_batch")  # what runs of a pass have in common
+GEOMETRY = ("short_side", "resize", "crop", "stride", "two_steps", "window_batch")  # what runs of a pass have in common
 EDGE = 4096  # bytes at both ends of a file that tell one picture from another
 
 
@@ -287,8 +289,7 @@ def _count_alike(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]])
     counts: list[Tensor] = []
     for work, dense in zip(works, seen):
         for view, one, (_, loaded) in zip(views, dense, batch):
-            maps = work.segmenter.maps(view, one, work.queries)
-            labels = work.segmenter.decode(work.decoder, view, maps, work.queries)
+            labels = work.segmenter.decode(view, one, work.queries, work.decoder).labels
             truth = loaded[work.position]["data_samples"].gt_sem_seg.data[0].to(labels.device, non_blocking=True)
             counts.append(count(labels, truth, len(work.benchmark.classes), work.benchmark.ignore_index, one.finite))
     downloaded = [part.numpy() for part in torch.cat(counts).cpu().split([len(part) for part in counts])]

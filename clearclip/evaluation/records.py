@@ -25,11 +25,11 @@ import math
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -39,6 +39,8 @@ from clearclip.evaluation.confusion import Confusion, Confusions, decode, encode
 FORMAT = 1  # of the tables below; SQLite keeps it as user_version
 APPLICATION = int.from_bytes(b"CCLP", "big")  # marks the file as ours: SQLite's application_id
 BUSY_SECONDS = 60.0  # how long to wait for another process's transaction
+
+Execute: TypeAlias = Callable[..., sqlite3.Cursor]  # as the method of a connection
 
 SCHEMA = (
     """CREATE TABLE runs (
@@ -65,17 +67,17 @@ SCHEMA = (
 # --- identity ---------------------------------------------------------------------------------------------------------
 
 
-def canonical(value) -> str:
+def canonical(value: object) -> str:
     """JSON that is the same for the same content: sorted keys, no spaces, tuples as lists, 50.0 as 50.
 
-    Raises TypeError, naming the place, for what JSON cannot hold, NaN and infinity among it, and UserError for text
-    that is no Unicode, as file names may be.
+    Raises TypeError, naming the place, for what JSON cannot hold, such as NaN and infinity, and UserError for text
+    that is not Unicode, as file names may be.
     """
     return json.dumps(_plain(value, "identity"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def identity_key(value) -> str:
-    """SHA-256 of `canonical(value)`, in hexadecimal. Good for a long list within an identity, too."""
+def identity_key(value: object) -> str:
+    """SHA-256 of `canonical(value)`, in hexadecimal. It can also stand for a long list within an identity."""
     return _sha256(canonical(value))
 
 
@@ -83,7 +85,7 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _plain(value, place: str):
+def _plain(value: object, place: str) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int):
@@ -109,7 +111,7 @@ def _unicode(text: str) -> str:
 
 
 class _Absent:
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "absent"
 
 
@@ -125,7 +127,7 @@ def difference(one: Mapping, other: Mapping) -> dict[str, tuple]:
     return dict(_differences(one, other, ""))
 
 
-def _differences(one, other, place: str) -> Iterator[tuple[str, tuple]]:
+def _differences(one: object, other: object, place: str) -> Iterator[tuple[str, tuple]]:
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         for name in sorted(one.keys() | other.keys()):
             yield from _differences(one.get(name, ABSENT), other.get(name, ABSENT), f"{place}.{name}".lstrip("."))
@@ -181,12 +183,12 @@ class _Row(NamedTuple):
 
     @property
     def counted(self) -> tuple:
-        """What two records of the same run and image must agree on."""
+        """What must be equal in two records of the same run and image."""
         return self.confusion, self.height, self.width
 
     @property
     def incidental(self) -> tuple:
-        """What they need not: of two such records a merge keeps the lesser, whichever comes first."""
+        """What may differ: of two such records a merge keeps the lesser, whichever comes first."""
         return self.seconds is None, self.seconds or 0.0, self.extra or ""
 
     def sound(self) -> bool:
@@ -199,11 +201,11 @@ class _Row(NamedTuple):
 COLUMNS = ", ".join(_Row._fields)
 
 
-def _checksum(sample, confusion, height, width, seconds, extra) -> int:
+def _checksum(sample: str, confusion: bytes, height: int, width: int, seconds: float | None, extra: str | None) -> int:
     return zlib.crc32(confusion, zlib.crc32(json.dumps([sample, height, width, seconds, extra]).encode()))
 
 
-def _json(value) -> str:
+def _json(value: object) -> str:
     return json.dumps(
         value, sort_keys=True, default=lambda odd: odd.item() if isinstance(odd, np.generic) else str(odd)
     )
@@ -216,8 +218,8 @@ class Run:
     Attributes:
         records: the store.
         key: SHA-256 of the identity.
-        identity: all that decides a label, class names among it.
-        meta: what decides nothing and is good to know, as the first process gave it.
+        identity: all that decides a label, class names included.
+        meta: what decides no label but is good to know, as the first process gave it.
         created: ISO 8601, UTC.
     """
 
@@ -233,7 +235,7 @@ class Run:
         return tuple(self.identity["classes"])
 
     def done(self) -> set[str]:
-        """The sample ids that have a record. A damaged one is none."""
+        """The sample ids that have a record; damaged ones do not count."""
         return {row.sample for row in self._rows() if row.sound()}
 
     def missing(self, samples: Iterable[str]) -> list[str]:
@@ -241,7 +243,14 @@ class Run:
         done = self.done()
         return [sample for sample in samples if sample not in done]
 
-    def add(self, sample: str, confusion: Confusion, size, seconds=None, extra=None) -> None:
+    def add(
+        self,
+        sample: str,
+        confusion: Confusion,
+        size: tuple[int, int],
+        seconds: float | None = None,
+        extra: Mapping | None = None,
+    ) -> None:
         """`add_many` of one image."""
         self.add_many([ImageRecord(sample, confusion, size, seconds, extra)])
 
@@ -267,8 +276,9 @@ class Run:
     def images(self) -> Iterator[ImageRecord]:
         """All records, by sample id."""
         for row in self._sound(self._rows()):
-            _, *counts = decode([row.confusion])
-            confusion, extra = Confusion(len(self.classes), *counts), row.extra and json.loads(row.extra)
+            _, cells, counts = decode([row.confusion])
+            confusion = Confusion(len(self.classes), cells, counts)
+            extra = None if row.extra is None else json.loads(row.extra)
             yield ImageRecord(row.sample, confusion, (row.height, row.width), row.seconds, extra)
 
     def confusions(self, samples: Iterable[str] | None = None) -> Confusions:
@@ -341,7 +351,7 @@ class Run:
         self._insert(row)
 
 
-def _conflict(one, other, key: str, sample: str) -> UserError:
+def _conflict(one: str | Path, other: str | Path, key: str, sample: str) -> UserError:
     return UserError(
         f"{one} and {other} count {sample} differently in the same run {key[:12]}: start it over with --fresh, as "
         "something that decides labels has changed and is not in the run's identity, or the device is not deterministic"
@@ -380,7 +390,7 @@ class Records:
     def __enter__(self) -> "Records":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -403,7 +413,7 @@ class Records:
         return [self._loaded(*row) for row in rows]
 
     def verify(self) -> list[str]:
-        """A sentence for each fault: of pages, of checksums, of counts that cannot be. Reads everything."""
+        """A sentence for each damaged page, wrong checksum and impossible count. Reads everything."""
         faults = [line for (line,) in self._select("PRAGMA integrity_check") if line != "ok"]
         for run in self.runs():
             found = ((row.sample, _fault(row, len(run.classes))) for row in run._rows())
@@ -413,7 +423,7 @@ class Records:
     def _prepare(self, readonly: bool) -> None:
         execute = self._connection.execute
         with _explained(self.path):
-            execute("PRAGMA synchronous = EXTRA")  # FULL, and the folder once the journal is gone from it
+            execute("PRAGMA synchronous = EXTRA")  # FULL, and the folder once the journal is deleted
             execute("PRAGMA fullfsync = ON")  # macOS leaves the rest in the drive's cache
             execute(f"PRAGMA query_only = {readonly}")
             if self._is_new() and not readonly:
@@ -423,8 +433,9 @@ class Records:
                 execute("PRAGMA journal_mode = DELETE")
 
     def _header(self) -> tuple[int, int]:
-        names = ("application_id", "user_version")
-        return tuple(self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+        [(application,)] = self._connection.execute("PRAGMA application_id")
+        [(version,)] = self._connection.execute("PRAGMA user_version")
+        return application, version
 
     def _is_new(self) -> bool:
         [(tables,)] = self._connection.execute("SELECT count(*) FROM sqlite_master")
@@ -452,12 +463,12 @@ class Records:
         if (application, version, tables) != (APPLICATION, FORMAT, [(statement,) for statement in SCHEMA]):
             raise UserError(f"{self.path} holds no records of evaluations: give another path, or move it away")
 
-    def _select(self, query: str, *parameters) -> list[tuple]:
+    def _select(self, query: str, *parameters: str | int) -> list[tuple]:
         with _explained(self.path):
             return self._connection.execute(query, parameters).fetchall()
 
     @contextlib.contextmanager
-    def _transaction(self):
+    def _transaction(self) -> Iterator[Execute]:
         """Write all that is executed inside, or nothing. Yields the connection's `execute`."""
         with _explained(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
@@ -499,7 +510,7 @@ def merge(target: str | os.PathLike, sources: Iterable[str | os.PathLike]) -> in
     The order of the sources, and merging one twice, change nothing. Raises UserError naming both files where they
     count an image of the same run differently.
     """
-    origin = {}  # (run key, sample) -> the source that brought it
+    origin: dict[tuple[str, str], Path] = {}  # (run key, sample) -> the source that brought it
     with Records.open(target) as into, into._transaction():
         for source in map(Path, sources):
             with Records.open(source, readonly=True) as records:
@@ -508,7 +519,7 @@ def merge(target: str | os.PathLike, sources: Iterable[str | os.PathLike]) -> in
     return len(origin)
 
 
-def _merge(into: Records, records: Records, origin: dict) -> None:
+def _merge(into: Records, records: Records, origin: dict[tuple[str, str], Path]) -> None:
     for run in records.runs():
         copy = into._run(run.key, canonical(run.identity), _json(run.meta), run.created)
         for row in run._sound(run._rows()):
@@ -523,7 +534,7 @@ def _merge(into: Records, records: Records, origin: dict) -> None:
 
 
 def _fault(row: _Row, classes: int) -> str | None:
-    """Why this record cannot be; None where it can."""
+    """What is wrong with a record; None where nothing is."""
     if not row.sound():
         return "the record is damaged"
     try:
@@ -578,13 +589,13 @@ REMEDIES = {  # by primary result code, https://sqlite.org/rescode.html
     sqlite3.SQLITE_IOERR: "check disk, quota and file locks and run again, nothing already written is lost",
     sqlite3.SQLITE_NOTADB: "it holds no records of evaluations; give another path, or move it away",
     sqlite3.SQLITE_CORRUPT: DAMAGE,
-    sqlite3.SQLITE_ERROR: DAMAGE,  # so it calls a header that makes no sense, too
+    sqlite3.SQLITE_ERROR: DAMAGE,  # also of a header that makes no sense
 }
 
 
 @contextlib.contextmanager
-def _explained(path: Path):
-    """Turn what SQLite says of a file into a UserError. Mistakes of ours stay what they are."""
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what SQLite says of a file into a UserError. Programming errors stay what they are."""
     try:
         yield
     except UnicodeDecodeError as error:  # by sqlite3, of a message that quotes the file

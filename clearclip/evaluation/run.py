@@ -25,7 +25,12 @@ from clearclip.weights import EMBEDDED
 
 NUMBERS = ("short_side", "crop", "stride", "logit_scale", "threshold", "area_threshold")
 REQUIRED = {"method", "backbone", "pretrained", "vocabulary", *NUMBERS}
-PROTOCOL = (*NUMBERS, "templates", "vocabulary")  # and the pipeline; who alters these has a protocol of their own
+PROTOCOL = (
+    *NUMBERS,
+    "two_steps",
+    "templates",
+    "vocabulary",
+)  # and the pipeline; who alters these has a protocol of their own
 SCORES = {"mIoU", "aAcc", "mAcc", "interval", "IoU"}  # what a result keeps by name
 INDICES = "test_dataloader.dataset.indices"  # which images of the data set count
 

@@ -22,14 +22,18 @@ a rare class a few images decide, so that its own interval, and mIoU's with few 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from clearclip.errors import UserError
 
 INTERSECTION, UNION, PREDICTION, TRUTH = range(4)
 BLOCK = 2**22  # draws held at a time: 32 MiB of weights
+
+# Sums of areas [R, A, C] to four scores or their differences: mIoU, aAcc and mAcc [R] and IoU [R, C].
+Measure: TypeAlias = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +89,10 @@ class Estimate:
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
-def stack_areas(intersection, prediction, truth) -> np.ndarray:
+def stack_areas(intersection: ArrayLike, prediction: ArrayLike, truth: ArrayLike) -> np.ndarray:
     """Areas [N, 4, C] of three counts [N, C]."""
-    intersection, prediction, truth = (np.asarray(counts, np.int64) for counts in (intersection, prediction, truth))
-    return np.stack([intersection, prediction + truth - intersection, prediction, truth], axis=1)
+    both, predicted, true = (np.asarray(counts, np.int64) for counts in (intersection, prediction, truth))
+    return np.stack([both, predicted + true - both, predicted, true], axis=1)
 
 
 def scores(areas: np.ndarray) -> Scores:
@@ -149,8 +153,8 @@ def draws(images: int, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
 def bootstrap(areas: np.ndarray, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Estimate:
     """Scores of the images with their intervals. The order of the images changes nothing.
 
-    A resample's mIoU is the mean over the classes that occur in it; a class's interval is of the resamples that it
-    occurs in.
+    A resample's mIoU is the mean over the classes that occur in it; a class's interval comes from the resamples
+    that it occurs in.
     """
     areas = _checked(areas)
     return _estimate(areas, _scores, resamples, seed, level)
@@ -168,14 +172,14 @@ def paired(
     """What `areas` gains over `reference` on the same images: differences of scores, with paired intervals.
 
     Both are scored on the same resamples, so that images hard for both drop out of the difference. Images are matched
-    by their ids where those are given, and by their order where not. A class that is in one of the two alone has no
+    by their ids where those are given, and by their order where not. A class that only one of the two has gets no
     difference. Raises UserError unless images and ground truth are the same.
     """
     areas, reference = _checked(areas), _checked(reference)
-    if (samples is None) != (reference_samples is None):
-        raise TypeError("give the ids of both runs or of neither")
-    if samples is not None:
+    if samples is not None and reference_samples is not None:
         reference = reference[_matching(samples, reference_samples)]
+    elif samples is not None or reference_samples is not None:
+        raise TypeError("give the ids of both runs or of neither")
     if len(areas) != len(reference):
         raise UserError(f"the two runs have {len(areas)} and {len(reference)} images: compare runs of the same images")
     if areas.shape != reference.shape:
@@ -201,7 +205,7 @@ def _gain(sums: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _matching(samples: Sequence[str], reference: Sequence[str]) -> list[int]:
-    """Where each of `samples` is in `reference`."""
+    """The place of each of `samples` in `reference`."""
     place = {sample: index for index, sample in enumerate(reference)}
     if len(place) < len(reference) or len(set(samples)) < len(samples):
         raise UserError("a run has an image twice: compare runs with one record for each image")
@@ -212,7 +216,7 @@ def _matching(samples: Sequence[str], reference: Sequence[str]) -> list[int]:
     return [place[sample] for sample in samples]
 
 
-def _estimate(areas: np.ndarray, measure: Callable, resamples: int, seed: int, level: float) -> Estimate:
+def _estimate(areas: np.ndarray, measure: Measure, resamples: int, seed: int, level: float) -> Estimate:
     """What `measure` makes of the sums [1, A, C] of areas [N, A, C], with intervals from its values on resamples."""
     if not 0 < level < 1:
         raise UserError(f"the level of an interval must lie between 0 and 1, such as 0.95, not {level}")
@@ -224,10 +228,13 @@ def _estimate(areas: np.ndarray, measure: Callable, resamples: int, seed: int, l
         parts = [measure(sums) for sums in _resampled(areas, resamples, seed)]
         bounds = [_quantiles(np.concatenate(part), ((1 - level) / 2, (1 + level) / 2)) for part in zip(*parts)]
     m_iou, a_acc, m_acc, iou = (
-        [Interval(*numbers, level) for numbers in np.stack([value[0], *bound]).reshape(3, -1).T.tolist()]
+        [
+            Interval(score, low, high, level)
+            for score, low, high in np.stack([value[0], *bound]).reshape(3, -1).T.tolist()
+        ]
         for value, bound in zip(values, bounds)
     )
-    return Estimate(*m_iou, *a_acc, *m_acc, tuple(iou), len(areas), resamples)
+    return Estimate(m_iou[0], a_acc[0], m_acc[0], tuple(iou), len(areas), resamples)
 
 
 def _resampled(areas: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -26,6 +26,7 @@ class Method:
     Attributes:
         backbone: whose trunks it reads.
         blocks: the blocks before the last that it reads. It runs without them; methods that share a trunk run faster.
+        words: names whose text `prepare` takes besides that of the queries, after it.
 
     An example, value-value attention in the last block:
 
@@ -37,6 +38,7 @@ class Method:
     """
 
     blocks: Sequence[int] = ()
+    words: tuple[str, ...] = ()
 
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
@@ -78,7 +80,10 @@ class Method:
         return cls.image_features is not Method.image_features or cls.image_scores is not Method.image_scores
 
     def prepare(self, text: Tensor, query_class: tuple[int, ...], logit_scale: float) -> Tensor:
-        """The text that its scores take, made of that of the queries [Q, dim]; by default the same."""
+        """The text that its scores take, made of that of the queries [Q, dim], `words` after them; by default the same.
+
+        `query_class` has Q entries, one for each row that is no word's.
+        """
         return text
 
     def decoder(
@@ -124,7 +129,7 @@ def _is_float(tensor: object, dimensions: int) -> bool:
 def _unfit(method: Method, what: str, wanted: str, got: object) -> UserError:
     given = f"{list(got.shape)} {got.dtype}" if isinstance(got, Tensor) else type(got).__name__
     return UserError(
-        f"method {type(method).__name__} must return {what} {wanted} of a floating-point type, not {given}; mend its "
+        f"method {type(method).__name__} must return {what} {wanted} of a floating-point type, not {given}; check its "
         f"`{what}`"
     )
 

@@ -5,12 +5,14 @@ takes the place of the last block's own. Not only the tokens that enter the last
 every layer; each layer is classified, one layer's maps are sharpened and carried along the attention, and the mean
 of all layers is added. Optionally the maps then follow the self-attention of Stable Diffusion, or DINO's features.
 
-CLIPer labels in its own way, `ImageLevelDecoder`. Three habits of the authors' code bear on its numbers and are
+CLIPer labels in its own way, `ImageLevelDecoder`, and has images resized in its own way (`resize="pil"` of
+`clearclip.segmenter.Segmenter`). Three habits of the authors' code bear on its numbers and are
 reproduced: the attention is balanced once more for every layer, so that layer l uses one that was balanced l + 1
 times (`iterate=False`: once); the tokens of all layers but the last are normalised twice, by their own block and by
 the last; and what is below the threshold in the selected layer is missing in the mean as well.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -30,6 +32,10 @@ from clearclip.windows import Maps
 ATTENTIONS = ("fused", "qk", "qq", "kk", "vv", "identity")
 POSITION = "bilinear"  # how the position embedding is resampled
 STRIDE = 112  # of windows, in pixels
+WORDS = {  # what takes part in the softmax besides the classes of sets without background, by name
+    "voc": "ground;land;grass;tree;building;wall;sky;lake;water;river;sea;railway;railroad;keyboard;helmet;cloud;house;"
+    "mountain;ocean;road;rock;street;valley;bridge;sign",
+}
 
 Refine = Callable[[Tensor, Tensor], Tensor]  # an image [3, H, W], normalised, and maps [Q, h, w] to maps
 
@@ -45,14 +51,16 @@ class CLIPer(Method):
     - `window`: the size in pixels of windows, every 112 pixels (smaller ones: side by side), whose probabilities are
       mixed in equal parts with those of the whole image, before the maps are carried; 0: none.
     - `background`: class 0 is no class but a list of background words, whose probability is dropped.
+    - `words`: where there is no such class, words all the same that take part in the softmax and win no pixel:
+      "background", as published for all sets but VOC20; "voc", VOC21's 25 words, as published there; or others,
+      with semicolons between them.
     - `score_threshold`, `normalise`: see `ImageLevelDecoder`.
     - `refine`: a Stable Diffusion ("sd21", "sd15", "sd14" or what else `DiffusionAttention` reads), a vision model
       as ProxyCLIP reads it ("dino_vitb8"), or a function from an image [3, H, W], normalised, and maps [Q, h, w] to
       maps; None: nothing. `refine_weights` is the vision model's file, `combine` how diffusion's heads act.
 
-    The whole image goes through at once (`crop=0`). The position embedding is resampled bilinearly. Here an image
-    keeps its proportions and loses the pixels beyond its last full patch; the authors' resize rounds both sides to
-    the nearest multiple of the patch.
+    The whole image goes through at once (`crop=0`), without the pixels beyond its last full patch: of an image that
+    was resized as the authors do there are none. The position embedding is resampled bilinearly.
     """
 
     def __init__(
@@ -64,6 +72,7 @@ class CLIPer(Method):
         iterate: bool = True,
         window: int = 0,
         background: bool = False,
+        words: str | None = None,
         score_threshold: float = 0.0,
         normalise: bool = False,
         refine: str | Refine | None = None,
@@ -79,7 +88,10 @@ class CLIPer(Method):
         patch = backbone.patch_size
         if window < 0 or (window and (window % patch or STRIDE % patch)):
             raise ValueError(f"window must be 0 or, as {STRIDE} must, a multiple of the patch, {patch}, not {window}")
+        if words and background:
+            raise ValueError("words are for sets without background; with background=True they are those of class 0")
         self.blocks = range(depth - 1)
+        self.words = tuple(word.strip() for word in WORDS.get(words, words).split(";")) if words else ()
         self.attention, self.select, self.iterate, self.window = attention, select, iterate, window
         self.background, self.normalise = background, normalise
         self.attention_threshold, self.score_threshold = attention_threshold, score_threshold
@@ -88,9 +100,9 @@ class CLIPer(Method):
         )
 
     def prepare(self, text: Tensor, query_class: tuple[int, ...], logit_scale: float) -> Tensor:
-        """The text [Q+1, dim] that `scores` takes: rows of length `logit_scale`, last the mean of all classes.
+        """The text [Q+W+1, dim] that `scores` takes, W words after the queries: rows of length `logit_scale`.
 
-        That mean takes the probability of what could be any class.
+        The last is the mean of all classes, which takes the probability of what could be any.
         """
         foreground = [row for row, index in enumerate(query_class) if index > 0 or not self.background]
         if not foreground:
@@ -109,20 +121,20 @@ class CLIPer(Method):
         return features[-1, :, trunk.prefix :].unflatten(1, trunk.grid)  # [B, h, w, dim]
 
     def scores(self, trunk: Trunk, text: Tensor) -> Tensor:
-        """Maps [B, Q, h, w], float32, for prepared text [Q+1, dim]; with `refine`, on its grid.
+        """Maps [B, Q, h, w], float32, for prepared text [Q+W+1, dim]; with `refine`, on its grid.
 
         A map's largest value is its query's score for the whole image.
         """
         trunk = trunk.repositioned(POSITION)
         features, attention = self.layers(trunk)
-        probabilities = layer_scores(features[:, :, trunk.prefix :], text).softmax(dim=2)  # [L, B, Q+1, N]
+        probabilities = layer_scores(features[:, :, trunk.prefix :], text).softmax(dim=2)  # [L, B, Q+W+1, N]
         if self.window:
             scores = torch.stack([self.window_scores(image, text) for image in trunk.images], dim=1)
             probabilities = (probabilities + scores.softmax(dim=2)) / 2
         selected = probabilities[self.select]
         selected.masked_fill_(selected < self.attention_threshold * selected.amax(dim=2, keepdim=True), 0)
-        coarse = selected @ attention + probabilities.mean(dim=0)  # [B, Q+1, N]
-        coarse = coarse[:, :-1].unflatten(2, trunk.grid)  # [B, Q, h, w]
+        coarse = selected @ attention + probabilities.mean(dim=0)  # [B, Q+W+1, N]
+        coarse = coarse[:, : -1 - len(self.words)].unflatten(2, trunk.grid)  # [B, Q, h, w]
         if self.refine is None:
             return coarse
         return torch.stack([self.refined(image, maps) for image, maps in zip(trunk.images, coarse)])
@@ -136,7 +148,7 @@ class CLIPer(Method):
         return refined * (level / largest.clamp(min=1e-12))
 
     def window_scores(self, image: Tensor, text: Tensor) -> Tensor:
-        """Scores [L, Q+1, N] of an image [3, H, W] from windows.
+        """Scores [L, Q+W+1, N] of an image [3, H, W] from windows.
 
         Scores are averaged where windows overlap, attentions for every pair of patches that share a window, and then
         the scores are carried along the attention, as the maps of the whole image will be.
@@ -249,10 +261,10 @@ class ImageLevelDecoder:
     """How CLIPer's maps become labels; `labels` and `probabilities` are those of `clearclip.decode.Decoder`.
 
     A class has the largest map of its queries. Its score for the image is that map's largest value; classes whose
-    score does not exceed `score_threshold` are not in the image. A map is resized, divided by its largest value
-    (`normalise`: scaled to 0..1) and multiplied by the score; what is then below `threshold` is 0. A pixel takes its
-    best class. Where all are 0 it has none: it is class 0 if that is `background`, whose own map does not count;
-    else its label is no class's, 255 or, with more than 255 classes, 65535.
+    score does not exceed `score_threshold` are not in the image. A map is resized, divided by its largest value and
+    multiplied by the score; with `normalise` it is then scaled to 0..1, which undoes both; what is now below
+    `threshold` is 0. A pixel takes its best class. Where all are 0 it has none: it is class 0 if that is `background`,
+    whose own map does not count; else its label is no class's, 255 or, with more than 255 classes, 65535.
     """
 
     query_class: tuple[int, ...]
@@ -274,7 +286,7 @@ class ImageLevelDecoder:
         best = torch.zeros(maps.shape, device=maps.scores.device)
         for index, values in self._values(maps):
             better = values > best  # the first of equals stays
-            labels[better] = index
+            labels.masked_fill_(better, index)
             best = torch.where(better, values, best)
         return labels
 
@@ -288,17 +300,17 @@ class ImageLevelDecoder:
         return out
 
     def _values(self, maps: Maps) -> Iterator[tuple[int, Tensor]]:
-        """Each class in the image with its values [H, W]."""
-        query_class = torch.tensor(self.query_class, device=maps.scores.device)
+        """Each class with its values [H, W], 0 where it is not in the image: to ask which are would wait for them."""
         for index in range(int(self.background), self.num_classes):
-            tiled = maps.scores[query_class == index].float().amax(dim=0)
+            rows = [row for row, of in enumerate(self.query_class) if of == index]
+            tiled = functools.reduce(torch.maximum, [maps.scores[row] for row in rows]).float()  # [h, w]
             score = tiled.max()
-            if score > self.score_threshold:
-                values = maps.rows @ tiled @ maps.columns.T
-                if self.normalise:
-                    values = values - values.min()
-                values = values * (score / values.max().clamp(min=1e-12))
-                yield index, values.masked_fill(values < self.threshold, 0)
+            values = maps.rows @ tiled @ maps.columns.T
+            values = values * (score / values.max().clamp(min=1e-12))
+            if self.normalise:
+                values = values - values.min()
+                values = values / values.max().clamp(min=1e-12)
+            yield index, values.masked_fill((values < self.threshold) | (score <= self.score_threshold), 0)
 
 
 register(

@@ -17,9 +17,9 @@ from torch import Tensor
 from clearclip.backbones import Backbone
 from clearclip.masks import MaskProvider, load_masks
 from clearclip.methods import Method, register, similarity
-from clearclip.methods.proxyclip import Eyes
 from clearclip.trunk import Trunk
 from clearclip.view import View
+from clearclip.vision import Eyes
 from clearclip.windows import Plan
 
 SHARPNESS = 4.0  # what multiplies the similarity before its softmax

@@ -1,6 +1,6 @@
-"""CLIP, MaskCLIP, SCLIP, NACLIP, ClearCLIP (arXiv 2407.12442), and every ablation between them.
+"""CLIP, MaskCLIP, SCLIP, NACLIP, ClearCLIP (arXiv 2407.12442), PEARL (2603.21528), and every ablation between them.
 
-All five read dense features from the last block, and differ in three choices: which tokens its attention mixes,
+All of them read dense features from the last block, and differ in three choices: which tokens its attention mixes,
 how much of the residual stream is kept, and whether its feed-forward network runs. The blocks before it are
 untouched. ClearCLIP (Lan et al., ECCV 2024) finds that the residual drowns the local information of the
 attention output, and keeps only Wo · softmax(q qᵀ / √d) · v.
@@ -66,3 +66,9 @@ register(
     attention="kk+gaussian5",
 )  # fmt: skip
 register("ClearCLIP", FinalBlock, "query-query attention, no residual, no feed-forward", "Lan et al., ECCV 2024")
+register(
+    "PEARL", FinalBlock,
+    "query-key attention with keys rotated onto queries (Procrustes), some key-key; no residual, no feed-forward",
+    "CVPR 2026, arXiv 2603.21528",
+    attention="pearl0.08",
+)  # fmt: skip

@@ -14,7 +14,7 @@ from clearclip.attention import similarity_attention
 from clearclip.backbones import Backbone
 from clearclip.methods import Method, register
 from clearclip.trunk import Trunk
-from clearclip.vision import VisionModel, load_vision_model
+from clearclip.vision import Eyes
 
 
 class ProxyCLIP(Method):
@@ -42,9 +42,7 @@ class ProxyCLIP(Method):
     def features(self, trunk: Trunk) -> Tensor:
         external = trunk.vision(self.external)  # [B, D', h', w']
         grid = (external.shape[2], external.shape[3])
-        _, _, v = trunk.qkv()
-        v = v[:, :, trunk.prefix :].transpose(2, 3).flatten(1, 2).unflatten(2, trunk.grid)  # [B, D, h, w]
-        v = F.interpolate(v, size=grid, mode="bilinear").flatten(2).transpose(1, 2)  # [B, h'·w', D]
+        v = values_on(grid, trunk)  # [B, h'·w', D]
         # One window at a time: the similarity of a fine grid with itself is large.
         mixed = torch.stack([self.attention(f).to(v) @ values for f, values in zip(external, v)])
         output = self.backbone.blocks[-1].attention_output(mixed.unsqueeze(1))
@@ -59,22 +57,11 @@ class ProxyCLIP(Method):
         return similarity_attention(f.T @ f, self.beta, self.gamma)
 
 
-class Eyes:
-    """A vision model for images [B, 3, H, W] in a backbone's normalisation: features [B, D', h', w']."""
-
-    def __init__(self, backbone: Backbone, name: str, weights: str | None = None):
-        self.model: VisionModel = load_vision_model(name, weights, backbone.device, backbone.dtype)
-        self.mean, self.std, self.own_mean, self.own_std = (
-            torch.tensor(statistic, device=backbone.device)[:, None, None]
-            for statistic in (backbone.mean, backbone.std, self.model.mean, self.model.std)
-        )
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.model(self.as_seen(images))
-
-    def as_seen(self, images: Tensor) -> Tensor:
-        """Images in the backbone's normalisation to the model's own."""
-        return (images.to(self.mean.device) * self.std + self.mean - self.own_mean) / self.own_std
+def values_on(grid: tuple[int, int], trunk: Trunk) -> Tensor:
+    """Values [B, h'·w', D] of the last block's patches, heads side by side, resized to another grid (h', w')."""
+    _, _, v = trunk.qkv()
+    v = v[:, :, trunk.prefix :].transpose(2, 3).flatten(1, 2).unflatten(2, trunk.grid)  # [B, D, h, w]
+    return F.interpolate(v, size=grid, mode="bilinear").flatten(2).transpose(1, 2)
 
 
 register(

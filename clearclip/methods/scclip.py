@@ -82,7 +82,7 @@ class SCCLIP(Method):
         block = self.backbone.blocks[-1]
         q, k, v = block.qkv(patches)
         coherent = similarity_attention(similarity, gamma=SHARPNESS)
-        own = mix_terms(self.attention.terms, q, k, v) / len(self.attention.terms)
+        own = mix_terms(self.attention.terms, q, k, v, prefix=0) / len(self.attention.terms)
         mixed = (coherent.to(v).unsqueeze(1) @ v + own) / 2  # [B, heads, N, d]
         return block.attention_output(mixed) + self.class_token * class_token
 

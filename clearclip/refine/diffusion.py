@@ -42,7 +42,7 @@ class DiffusionAttention:
     middle block last, these would be the third and the second of the last block. CLIPer hands over the image as CLIP
     sees it, resized.
 
-    Raises UserError where diffusers or the model cannot be had, and ValueError for a wrong `combine`.
+    Raises UserError where diffusers or the model is missing, and ValueError for a wrong `combine`.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ def head_attention(q: Tensor, k: Tensor, threshold: float) -> Tensor:
 def load_model(name: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Any, Tensor]:
     """A Stable Diffusion's U-Net, VAE and DDIM scheduler, and its text embedding [1, L, D] of the empty prompt.
 
-    Raises UserError where diffusers is not installed and where the model cannot be had.
+    Raises UserError where diffusers is not installed and where the model cannot be loaded.
     """
     try:
         from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -156,7 +156,7 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32) -> tuple[An
         if options["local_files_only"] and not Path(source).is_dir():
             reason += "; only the hub's cache was searched, for the hub does not answer"
         raise UserError(
-            f"Stable Diffusion {name} cannot be had ({reason}); use one of {', '.join(MODELS)} where the model hub "
+            f"Stable Diffusion {name} cannot be loaded ({reason}); use one of {', '.join(MODELS)} where the model hub "
             "answers, or give a folder in diffusers' format with its weights as .safetensors"
         ) from error
     scheduler.set_timesteps(STEPS)

@@ -3,13 +3,15 @@
 The map correction of CorrCLIP (Zhang et al., ICCV 2025, arXiv 2411.10086), for any method.
 """
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
 from clearclip.backbones import Backbone
+from clearclip.decode import Decoded
 from clearclip.masks import MaskProvider, load_masks
 from clearclip.refine import Refinement, register
-from clearclip.text import Queries
 from clearclip.view import View
 
 
@@ -29,8 +31,9 @@ class MapVote(Refinement):
     def files(self) -> dict[str, str]:
         return {"masks": self.masks.identity}
 
-    def labels(self, view: View, labels: Tensor, queries: Queries) -> Tensor:
-        return vote(labels, self.masks(view).at(view.shape), len(queries.names))
+    def labels(self, view: View, decoded: Decoded) -> Decoded:
+        labels = vote(decoded.labels, self.masks(view).at(view.shape), decoded.classes)
+        return dataclasses.replace(decoded, labels=labels)
 
 
 def vote(labels: Tensor, ids: Tensor, classes: int) -> Tensor:

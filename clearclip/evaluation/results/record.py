@@ -2,11 +2,12 @@
 
 import json
 import math
+import os
 import re
 from datetime import datetime
 from pathlib import Path
 from types import UnionType
-from typing import NotRequired, TypedDict, get_args, get_origin, get_type_hints
+from typing import Any, NotRequired, TypedDict, get_args, get_origin, get_type_hints
 
 from clearclip.errors import UserError
 from clearclip.paths import atomic_write
@@ -47,7 +48,7 @@ class Result(TypedDict):
     metrics: NotRequired[dict[str, float]]  # whatever else the evaluator measured: mDice, mFscore
 
 
-def write_result(record: Result, work_dir) -> Path:
+def write_result(record: Result, work_dir: str | os.PathLike[str]) -> Path:
     """Write `result.json` into `work_dir`. NaN, say the IoU of an absent class, becomes null."""
     text = json.dumps(plain(record), indent=2, ensure_ascii=False, default=str)
     text = re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)  # UTF-8 has no lone surrogates
@@ -57,8 +58,8 @@ def write_result(record: Result, work_dir) -> Path:
     return path
 
 
-def read_result(path) -> Result:
-    """Read a `result.json`, also of an earlier version. Raises `UserError` where it is missing, damaged or another."""
+def read_result(path: str | os.PathLike[str]) -> Result:
+    """Read a `result.json`, also of an earlier version. Raises `UserError` where it is missing, damaged or not one."""
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -78,12 +79,12 @@ def read_result(path) -> Result:
     return record
 
 
-def instant(date) -> datetime:
-    """When `date`, ISO 8601 with or without offset, was."""
+def instant(date: object) -> datetime:
+    """`date`, in ISO 8601 with or without offset, as a point in time. Raises ValueError."""
     return datetime.fromisoformat(str(date)).astimezone()
 
 
-def _fits(value, hint):
+def _fits(value: Any, hint: Any) -> bool:
     """Whether `value` is of a field's type. A number may be null, which is how NaN is written."""
     kind, arguments = get_origin(hint), get_args(hint)
     if kind is UnionType:
@@ -96,7 +97,7 @@ def _fits(value, hint):
     return isinstance(value, hint)
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Python numbers for numpy's and torch's, None for NaN."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}

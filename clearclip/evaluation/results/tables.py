@@ -5,10 +5,17 @@ import re
 import shutil
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from statistics import fmean
+from typing import Any, TypeAlias
 
 from clearclip.evaluation.results.record import Result, instant, plain, printable
+
+Run: TypeAlias = dict[str, Any]  # a result, or a row of the workbook: some keys may be missing
+Row: TypeAlias = dict[str, Any]  # of the table
+Texts: TypeAlias = dict[str, str]  # a row as it is shown
+Column: TypeAlias = list[str]  # its lines, equally wide
 
 # What makes a row of the table: whatever decides a number, apart from the data set.
 ROW = ("method", "backbone", "pretrained", "protocol", "altered", "text", "vocabulary", "precision", "resize")
@@ -18,7 +25,7 @@ AVERAGES = {"avg5": NO_BACKGROUND, "avg8": BENCHMARKS}  # the two that papers qu
 FOLDED = ("interval", "images", "low", "high")  # columns that texts show within others
 
 
-def table(records: Iterable[Result]) -> list[dict]:
+def table(records: Iterable[Result | Run]) -> list[Row]:
     """One row (a dict; all have the same keys) for each method and all else in `ROW`.
 
     A data set `voc20` has these columns:
@@ -33,7 +40,7 @@ def table(records: Iterable[Result]) -> list[dict]:
     share a tag and differ are told apart by their hash. `avg5` and `avg8` follow where a row has all their sets.
     Empty columns are left out. Plain dicts: `pandas.DataFrame(table(records))` works.
     """
-    cells = {}
+    cells: dict[tuple[str, ...], dict[str, Run]] = {}
     for run in sorted(_identified(map(plain, records)), key=_standing):  # the last one stands
         cells.setdefault(tuple(run[name] for name in ROW), {})[run["dataset"]] = run
     measured = [name for runs in cells.values() for name in runs]
@@ -49,42 +56,42 @@ def table(records: Iterable[Result]) -> list[dict]:
     return [{name: row[name] for name in filled} for row in rows]
 
 
-def as_markdown(rows: list[dict]) -> str:
+def as_markdown(rows: list[Row]) -> str:
     """`table(...)` as Markdown: a line with what all rows share, and a table of the rest."""
-    rows = _texts(rows)
-    if not rows:
+    texts = _texts(rows)
+    if not texts:
         return ""
-    keys, shared = _shared(rows)
-    names = [*keys, *_scores(rows)]
+    keys, shared = _shared(texts)
+    names = [*keys, *_scores(texts)]
     rule = ["---" if name in ROW else "---:" for name in names]
-    lines = [[_escaped(name) for name in names], rule, *([_escaped(row[name]) for name in names] for row in rows)]
-    lines = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{_escaped(shared)}\n\n{lines}" if shared else lines
+    lines = [[_escaped(name) for name in names], rule, *([_escaped(row[name]) for name in names] for row in texts)]
+    markdown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{_escaped(shared)}\n\n{markdown}" if shared else markdown
 
 
-def as_text(rows: list[dict], width: int | None = None) -> str:
+def as_text(rows: list[Row], width: int | None = None) -> str:
     """`table(...)` for a terminal of `width` columns (default: of this one).
 
     What all rows share is said once, above; so are rows whose names take half of the width, by number. Data sets that
     do not fit go into further blocks, below.
     """
-    rows = _texts(rows)
-    if not rows:
+    texts = _texts(rows)
+    if not texts:
         return "no results"
     width = width or shutil.get_terminal_size().columns
-    keys, shared = _shared(rows)
-    names, legend = [_column(key, key, rows) for key in keys], []
+    keys, shared = _shared(texts)
+    names, legend = [_column(key, key, texts) for key in keys], []
     if _length(names) > width / 2:
-        numbers = [{"#": str(number)} for number in range(1, len(rows) + 1)]
-        names, legend = [_column("#", "#", numbers)], _legend(keys, rows, width)
-    blocks = ["\n".join("  ".join(line).rstrip() for line in zip(*block)) for block in _blocks(names, rows, width)]
+        numbers = [{"#": str(number)} for number in range(1, len(texts) + 1)]
+        names, legend = [_column("#", "#", numbers)], _legend(keys, texts, width)
+    blocks = ["\n".join("  ".join(line).rstrip() for line in zip(*block)) for block in _blocks(names, texts, width)]
     return "\n\n".join(filter(None, [_wrapped(shared, width), "\n".join(legend), *blocks]))
 
 
 # What a run is
 
 
-def _identified(records):
+def _identified(records: Iterable[Run]) -> Iterator[Run]:
     """The runs with what `ROW` names, each a string, and with their `others`: differences from other runs."""
     runs = [run | _identity(run) for run in records]
     hashes = defaultdict(set)
@@ -95,7 +102,7 @@ def _identified(records):
         yield run | {"pretrained": f"{run['pretrained']} ({str(run.get('weights_hash'))[:8]})"} if ambiguous else run
 
 
-def _identity(run):
+def _identity(run: Run) -> Run:
     settings = _mapping(run.get("settings"))
     altered = settings.get("altered") or ()
     identity = {name: str(run.get(name) or "") for name in ROW}
@@ -109,12 +116,12 @@ def _identity(run):
     )
 
 
-def _mapping(value):
-    """A dict, which is JSON where it comes from the workbook."""
+def _mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """A dict, which the workbook holds as JSON; empty for None."""
     return (json.loads(value) if isinstance(value, str) else value) or {}
 
 
-def _starred(name, dataset):
+def _starred(name: str, dataset: str) -> str:
     """`cls_voc20.txt` as `cls_*.txt` and `ade150.single.safetensors` as `*.single.safetensors`.
 
     Files that differ by the data set they are made for would otherwise make a row each.
@@ -122,7 +129,8 @@ def _starred(name, dataset):
     return re.sub(r"[^/]*?(\.[^/]+\.safetensors)$", r"*\1", name.replace(dataset, "*"))
 
 
-def _standing(run):
+def _standing(run: Run) -> tuple[float, datetime]:
+    """Sort key: of several runs in a cell the one on most images stands, and of these the latest."""
     whole = run.get("benchmark_images") or float("inf")
     return min(run.get("images") or 0, whole), instant(run["date"])
 
@@ -130,17 +138,18 @@ def _standing(run):
 # A cell
 
 
-def _cell(name, run, others):
+def _cell(name: str, run: Run | None, others: Sequence[str]) -> Row:
     """The columns of one data set, None where there is nothing to say."""
-    score = run["mIoU"] if run else None
-    cell = dict.fromkeys((name, *(f"{name} {column}" for column in ("interval", "images", "published", "difference"))))
-    cell |= {f"{name} vs {other}{bound}": None for other in others for bound in ("", " low", " high")}
-    if score is None:
+    columns = (name, *(f"{name} {column}" for column in ("interval", "images", "published", "difference")))
+    versus = (f"{name} vs {other}{bound}" for other in others for bound in ("", " low", " high"))
+    cell: Row = dict.fromkeys((*columns, *versus))
+    if run is None or run["mIoU"] is None:
         return cell
+    score = run["mIoU"]
     cell |= {name: score, f"{name} interval": run.get("interval")}
     for other, (difference, low, high) in run["others"].items():
-        versus = f"{name} vs {other}"
-        cell |= {versus: difference, f"{versus} low": low, f"{versus} high": high}
+        column = f"{name} vs {other}"
+        cell |= {column: difference, f"{column} low": low, f"{column} high": high}
     images, whole, published = run.get("images"), run.get("benchmark_images"), run.get("published")
     if whole is not None and images < whole:
         return cell | {f"{name} images": images}
@@ -148,36 +157,36 @@ def _cell(name, run, others):
     return cell | {f"{name} published": published, f"{name} difference": score - published if compared else None}
 
 
-def _average(runs, parts):
+def _average(runs: Mapping[str, Run], parts: Sequence[str]) -> Run:
     """The run that `parts` would be as one data set. No interval: some of them share their images."""
-    average = {"others": {}}
+    average: Run = {"others": {}}
     for key in ("mIoU", "published", "images", "benchmark_images"):
-        values = [runs[part].get(key) for part in parts]
-        average[key] = None if None in values else (sum if key.endswith("images") else fmean)(values)
+        values: list[Any] = [runs[part].get(key) for part in parts]
+        average[key] = None if None in values else sum(values) if key.endswith("images") else fmean(values)
     return average
 
 
 # As text
 
 
-def is_uncertain(row: dict, name: str) -> bool:
+def is_uncertain(row: Row, name: str) -> bool:
     """Whether the column `name` of `row` is a difference whose interval holds 0."""
     low, high = row.get(f"{name} low"), row.get(f"{name} high")
-    return None not in (low, high) and low <= 0 <= high
+    return low is not None and high is not None and low <= 0 <= high
 
 
-def _texts(rows):
+def _texts(rows: list[Row]) -> list[Texts]:
     """The table as strings; what qualifies a number is in its cell: `79.33 ± 1.92 (108 img)`, `≈+0.10`."""
     shown = [name for name in (rows or [{}])[0] if not _is_folded(name, rows[0])]
     return [{name: _text(row, name) for name in shown} for row in rows]
 
 
-def _is_folded(name, row):
+def _is_folded(name: str, row: Row) -> bool:
     column, _, part = name.rpartition(" ")
     return part in FOLDED and column in row
 
 
-def _text(row, name):
+def _text(row: Row, name: str) -> str:
     value, interval, images = row[name], row.get(f"{name} interval"), row.get(f"{name} images")
     if not isinstance(value, int | float):
         return printable(str(value or ""))
@@ -187,26 +196,26 @@ def _text(row, name):
     return text + (f" ({images} img)" if images else "")
 
 
-def _is_difference(name):
+def _is_difference(name: str) -> bool:
     return name.endswith(" difference") or " vs " in name
 
 
-def _shared(rows):
-    """The names of what tells rows apart, and a text of what all have in common."""
+def _shared(rows: list[Texts]) -> tuple[list[str], str]:
+    """The names in `ROW` by which rows differ, and a text of what all have in common."""
     keys = [name for name in ROW if name == "method" or len({row.get(name) for row in rows}) > 1]
     return keys, _description([name for name in ROW if name not in keys], rows[0])
 
 
-def _description(names, row):
+def _description(names: Sequence[str], row: Texts) -> str:
     return ", ".join(row[name] if name == "method" else f"{name} {row[name]}" for name in names if row.get(name))
 
 
-def _legend(keys, rows, width):
+def _legend(keys: Sequence[str], rows: list[Texts], width: int) -> list[str]:
     lines = [f"{number}  {_description(keys, row)}" for number, row in enumerate(rows, 1)]
     return [_wrapped(line, width) for line in lines]
 
 
-def _blocks(names, rows, width):
+def _blocks(names: list[Column], rows: list[Texts], width: int) -> list[list[Column]]:
     """Lists of columns that fit into `width`; `names`, the columns that tell rows apart, begin each of them."""
     blocks = [names]
     for group in _groups(rows, width - _length(names) - 2):
@@ -216,9 +225,9 @@ def _blocks(names, rows, width):
     return blocks
 
 
-def _groups(rows, width):
+def _groups(rows: list[Texts], width: int) -> Iterator[list[Column]]:
     """The columns of each data set; one by one, with their full names, where they are wider than `width`."""
-    names = {}
+    names: dict[str, list[str]] = {}
     for name in _scores(rows):
         dataset = next((dataset for dataset in names if name.startswith(f"{dataset} ")), name)
         names.setdefault(dataset, []).append(name)
@@ -230,11 +239,11 @@ def _groups(rows, width):
             yield from ([_column(name, name, rows)] for name in group)
 
 
-def _scores(rows):
+def _scores(rows: list[Texts]) -> list[str]:
     return [name for name in rows[0] if name not in ROW]
 
 
-def _column(name, header, rows):
+def _column(name: str, header: str, rows: list[Texts]) -> Column:
     """Equally wide strings: header, rule, cells."""
     texts = [printable(header), "", *(row[name] for row in rows)]
     width = max(map(_width, texts))
@@ -243,22 +252,22 @@ def _column(name, header, rows):
     return [text + _padding(text, width) if left else _padding(text, width) + text for text in texts]
 
 
-def _padding(text, width):
+def _padding(text: str, width: int) -> str:
     return " " * (width - _width(text))
 
 
-def _length(columns):
+def _length(columns: list[Column]) -> int:
     return sum(_width(column[0]) for column in columns) + 2 * (len(columns) - 1)
 
 
-def _width(text):
-    """The columns that a terminal needs for `text`: two for a wide character, none for a combining mark."""
+def _width(text: str) -> int:
+    """The columns that `text` takes on a terminal: two for a wide character, none for a combining mark."""
     marks = sum(unicodedata.category(character) in ("Mn", "Me", "Cf") for character in text)
     return len(text) - marks + sum(unicodedata.east_asian_width(character) in "WF" for character in text)
 
 
-def _wrapped(text, width):
-    """`text` in lines of at most `width`, but for longer words."""
+def _wrapped(text: str, width: int) -> str:
+    """`text` in lines of at most `width`, except for longer words."""
     lines = [""]
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}" if lines[-1] else word
@@ -269,6 +278,6 @@ def _wrapped(text, width):
     return "\n".join(lines)
 
 
-def _escaped(text):
+def _escaped(text: str) -> str:
     """`text` as Markdown shows it literally."""
     return re.sub(r"([\\`*<\[|])", r"\\\1", text)

@@ -10,7 +10,7 @@
 
 Sheets of the user's are kept as far as openpyxl reads them: cells, formats, formulas, notes and charts, but no shapes
 and no macros. The new workbook is read before it takes the old one's place. Whatever becomes of it, the `result.json`
-of each run has all there is to know, and `rebuild` makes a workbook from them.
+of each run holds everything, and `rebuild` makes a workbook from them.
 """
 
 import contextlib
@@ -19,26 +19,35 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 from xml.parsers import expat
 
 from filelock import FileLock
 
 from clearclip.errors import UserError
 from clearclip.evaluation.results.record import Result, instant, plain, printable, read_result
-from clearclip.evaluation.results.tables import ROW, is_uncertain, table
+from clearclip.evaluation.results.tables import ROW, Row, Run, is_uncertain, table
 from clearclip.paths import atomic_write, check_writable
+
+if TYPE_CHECKING:  # slow, and only needed where a workbook is opened
+    from openpyxl import Workbook
+    from openpyxl.cell import Cell
+    from openpyxl.styles import Alignment, Font
+    from openpyxl.worksheet.worksheet import Worksheet
+
+StrPath: TypeAlias = str | os.PathLike[str]
 
 TABLE, RUNS, PER_CLASS = SHEETS = ("table", "runs", "per_class")
 RUN_COLUMNS = ("run", *(key for key in Result.__annotations__ if key not in ("per_class_IoU", "metrics")))
 NEEDED = ("run", "date", "dataset", "method", "mIoU")  # without these a sheet of runs is not ours
 NUMBERS = ("run", "mIoU", "published", "interval", "images", "benchmark_images")
 CLASS_COLUMNS = ("dataset", "class")
-CELL_LENGTH = 32_767  # characters that a cell holds
+CELL_LENGTH = 32_767  # characters, at most
 
 
-def append_results(records: Iterable[Result], path, saved_at=None) -> None:
+def append_results(records: Iterable[Result], path: StrPath, saved_at: StrPath | None = None) -> None:
     """Append runs to the workbook `path`, made if need be; other processes may append to it at the same time.
 
     Raises `UserError` where the workbook is open in another program, read-only, damaged, not ours, or the disk is
@@ -51,7 +60,7 @@ def append_results(records: Iterable[Result], path, saved_at=None) -> None:
         _save(workbook, path)
 
 
-def rebuild(results: Iterable[Result | str | os.PathLike], path) -> None:
+def rebuild(results: Iterable[Result | StrPath], path: StrPath) -> None:
     """Make the workbook `path` anew from results, or from `result.json` files; sheets of the user's are kept.
 
     Runs come in the order of their dates, each once. Raises `UserError` as `append_results` and `read_result` do.
@@ -66,8 +75,8 @@ def rebuild(results: Iterable[Result | str | os.PathLike], path) -> None:
         _save(workbook, path)
 
 
-def check_workbook(path) -> None:
-    """Raise the `UserError` that `append_results` would, so that it is found before a run and not after it."""
+def check_workbook(path: StrPath) -> None:
+    """Raise the `UserError` that `append_results` would: better before a run than after it."""
     _check_place(path)
     if os.path.exists(path):
         with _opened(path) as file, _reading(path):
@@ -78,29 +87,26 @@ def check_workbook(path) -> None:
 # Opening and saving
 
 
-def _openpyxl():
-    import openpyxl  # slow, and only needed here
+def _openpyxl() -> Any:
+    import openpyxl
 
     return openpyxl
 
 
 @contextlib.contextmanager
-def _explained(path, saved_at=None):
+def _explained(path: StrPath, saved_at: StrPath | None = None) -> Iterator[None]:
     """Say in one sentence why the workbook could not be written, and where the results are."""
     try:
         yield
-    except UserError as error:
-        reason, cause = str(error), error
     except Exception as error:  # openpyxl lets through whatever its writers raise
-        reason, cause = f"{path} cannot be written ({error}): free it or give another path", error
-    else:
-        return
-    raise UserError(f"{reason}; the results are safe in {saved_at or 'the result.json of each run'}") from cause
+        known = isinstance(error, UserError)
+        reason = str(error) if known else f"{path} cannot be written ({error}): free it or give another path"
+        raise UserError(f"{reason}; the results are safe in {saved_at or 'the result.json of each run'}") from error
 
 
 @contextlib.contextmanager
-def _reading(path):
-    """Whatever is raised while an existing workbook is read means that it is damaged."""
+def _reading(path: StrPath) -> Iterator[None]:
+    """Report whatever is raised while an existing workbook is read as damage to it."""
     try:
         yield
     except UserError:
@@ -109,7 +115,7 @@ def _reading(path):
         raise UserError(f"{path} is damaged ({error}): move it away and run again") from error
 
 
-def _opened(path):
+def _opened(path: StrPath) -> IO[bytes]:
     try:
         return Path(path).open("rb")
     except OSError as error:
@@ -117,7 +123,7 @@ def _opened(path):
 
 
 @contextlib.contextmanager
-def _locked(path):
+def _locked(path: StrPath) -> Iterator[None]:
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock", timeout=600):
@@ -125,8 +131,8 @@ def _locked(path):
 
 
 @contextlib.contextmanager
-def _collector_paused():
-    """Python's collector would look again and again through the cells, none of them garbage: half of the time."""
+def _collector_paused() -> Iterator[None]:
+    """Keep Python's garbage collector from the cells: none is garbage, and looking through them takes half the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -136,8 +142,8 @@ def _collector_paused():
             gc.enable()
 
 
-def _check_place(path):
-    """Raise `UserError` where `path` is no place for a workbook, or another program has it open."""
+def _check_place(path: StrPath) -> None:
+    """Raise `UserError` where no workbook can be written at `path`, or another program has it open."""
     path = Path(path)
     if path.suffix.lower() != ".xlsx":
         raise UserError(f"{path} is no name for a workbook: let it end in .xlsx")
@@ -148,7 +154,7 @@ def _check_place(path):
                 raise UserError(f"{path} is open in another program: close it (or remove {mark}) and run again")
 
 
-def _load(path):
+def _load(path: StrPath) -> "Workbook":
     """The workbook at `path`, or a new one."""
     _check_place(path)
     if not os.path.exists(path):
@@ -161,13 +167,13 @@ def _load(path):
     return workbook
 
 
-def _save(workbook, path):
+def _save(workbook: "Workbook", path: StrPath) -> None:
     with atomic_write(path) as temporary:
         workbook.save(temporary)
         _check_saved(temporary, workbook)
 
 
-def _check_saved(path, workbook):
+def _check_saved(path: Path, workbook: "Workbook") -> None:
     """Read what was written: Excel refuses a workbook with one wrong character, and it would replace a sound one."""
     with path.open("rb") as file:
         _check_xml(file)
@@ -176,7 +182,7 @@ def _check_saved(path, workbook):
             raise OSError("it does not read back as it was written")
 
 
-def _check_xml(file):
+def _check_xml(file: IO[bytes]) -> None:
     """Raise whatever zipfile or expat does where a part of the workbook is damaged."""
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
@@ -187,15 +193,15 @@ def _check_xml(file):
 # Reading
 
 
-def _check_ours(workbook, path):
+def _check_ours(workbook: "Workbook", path: StrPath) -> None:
     header = next(workbook[RUNS].values, ()) if RUNS in workbook.sheetnames else ()
     missing = [name for name in NEEDED if name not in header]
     if missing:
         raise UserError(f"{path} has no sheet '{RUNS}' with {', '.join(missing)}: move it away and run again")
 
 
-def _runs(workbook, path):
-    """The runs in the sheet `runs`, but for those whose row was emptied."""
+def _runs(workbook: "Workbook", path: StrPath) -> list[Run]:
+    """The runs in the sheet `runs`, except those whose row was emptied."""
     _check_ours(workbook, path)
     with _reading(path):
         header, *lines = workbook[RUNS].values
@@ -211,7 +217,7 @@ def _runs(workbook, path):
 # Writing
 
 
-def _add(workbook, records, path):
+def _add(workbook: "Workbook", records: Sequence[Run], path: StrPath) -> None:
     """Add runs to our three sheets."""
     for name in (RUNS, PER_CLASS):
         if name not in workbook.sheetnames:
@@ -232,8 +238,9 @@ def _add(workbook, records, path):
         sheet.sheet_view.tabSelected = sheet.title == TABLE
 
 
-def _remake_table(workbook, rows):
-    place, widths = 0, {}
+def _remake_table(workbook: "Workbook", rows: list[Row]) -> None:
+    place = 0
+    widths: dict[str, float] = {}
     if TABLE in workbook.sheetnames:
         old = workbook[TABLE]
         place = workbook.index(old)
@@ -249,7 +256,7 @@ def _remake_table(workbook, rows):
         _emphasise(cells, rows, name)
 
 
-def _emphasise(cells, rows, name):
+def _emphasise(cells: "list[Cell]", rows: list[Row], name: str) -> None:
     """Bold for the best of a data set's runs, on the most images; grey for a difference that may be none."""
     from openpyxl.styles import Font
 
@@ -258,16 +265,21 @@ def _emphasise(cells, rows, name):
             cell.font = Font(color="00808080")
     if name in ROW or " " in name:
         return
-    ranks = [(row.get(f"{name} images") or float("inf"), row[name]) for row in rows if row[name] is not None]
-    best = max(ranks, default=None)
-    if sum(images == best[0] for images, _ in ranks) > 1:
-        for cell, row in zip(cells, rows):
-            if (row.get(f"{name} images") or float("inf"), row[name]) == best:
+    ranked = [(cell, (_images(row, name), row[name])) for cell, row in zip(cells, rows) if row[name] is not None]
+    most, best = max(rank for _, rank in ranked)  # the table has no empty columns
+    if sum(images == most for _, (images, _) in ranked) > 1:
+        for cell, rank in ranked:
+            if rank == (most, best):
                 cell.font = Font(bold=True)
 
 
-def _extend(sheet, columns, rows):
-    """Write `rows`, dicts, below those of `sheet`, by the names in its header, which gains those it lacks."""
+def _images(row: Row, name: str) -> float:
+    """The number of images of a data set's run; infinite where it has all."""
+    return row.get(f"{name} images") or float("inf")
+
+
+def _extend(sheet: "Worksheet", columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows` below those of `sheet`, by the names in its header, which gains those it lacks."""
     header = _header(sheet)
     extra = [name for row in rows for name, value in row.items() if isinstance(value, int | float)]
     new = [name for name in dict.fromkeys([*columns, *extra]) if name not in header]
@@ -281,7 +293,7 @@ def _extend(sheet, columns, rows):
                 _write(sheet, line, column, row[name]).number_format = _format(name, row[name])
 
 
-def _add_column(sheet, title, ious):
+def _add_column(sheet: "Worksheet", title: str, ious: Mapping[tuple[str, str], float | None]) -> None:
     """Write the IoU of each (data set, class) below `title`; classes that are not there yet are added below."""
     header = _header(sheet)
     if not header:
@@ -303,13 +315,14 @@ def _add_column(sheet, title, ious):
             _write(sheet, lines[key], column, iou).number_format = "0.00"
 
 
-def _matrix(workbook):
+def _matrix(workbook: "Workbook") -> "Worksheet":
     """The sheet `per_class`; one of an earlier version, with a row for each class and run, becomes a matrix."""
     sheet = workbook[PER_CLASS]
     header = _header(sheet)
     if not {"run", "IoU"} <= header.keys():
         return sheet
-    place, runs = workbook.index(sheet), {}
+    place = workbook.index(sheet)
+    runs: dict[str, dict[tuple[str, str], float | None]] = {}
     for values in sheet.iter_rows(min_row=2, values_only=True):
         row = {name: values[column - 1] for name, column in header.items()}
         title = f"{row['run']} {row['method']} {row['backbone']}"
@@ -321,16 +334,16 @@ def _matrix(workbook):
     return sheet
 
 
-def _numbers(per_class):
+def _numbers(per_class: "Worksheet") -> list[int]:
     """The numbers of runs in the header of `per_class`; a run whose row was removed keeps its own."""
     return [int(match[0]) for name in _header(per_class) if (match := re.match(r"\d+ ", str(name)))]
 
 
-def _header(sheet):
+def _header(sheet: "Worksheet") -> dict[str, int]:
     return {cell.value: cell.column for cell in sheet[1] if cell.value is not None}
 
 
-def _write(sheet, line, column, value):
+def _write(sheet: "Worksheet", line: int, column: int, value: Any) -> "Cell":
     """Write a value into a cell; text stays text, also `=grass` and `#N/A`, which would be a formula and an error."""
     value = _brief(value) if isinstance(value, dict) else value
     if not isinstance(value, str):
@@ -341,51 +354,51 @@ def _write(sheet, line, column, value):
     return cell
 
 
-def _cell_text(text):
+def _cell_text(text: str) -> str:
     return printable(text)[:CELL_LENGTH]
 
 
-def _brief(mapping):
-    """JSON that a cell holds; what is too long for one, say lists of names, is left to result.json."""
+def _brief(mapping: Mapping[str, Any]) -> str:
+    """JSON that fits into a cell; values too long for one, say lists of names, are left to result.json."""
     brief = {key: item if len(str(item)) < 1000 else "… in result.json" for key, item in mapping.items()}
     while len(text := json.dumps(brief, default=str)) > CELL_LENGTH:
         brief = dict(list(brief.items())[: len(brief) // 2])
     return text
 
 
-def _format(name, value):
+def _format(name: str, value: Any) -> str:
     if isinstance(value, str | dict) or name.endswith(("run", "images")):
         return "General"
     return "+0.00;-0.00;0.00" if name.endswith(" difference") or " vs " in name else "0.00"
 
 
-def _freeze(sheet, cell):
+def _freeze(sheet: "Worksheet", cell: str) -> None:
     """Keep the header in sight; its filter covers what was added."""
     sheet.freeze_panes = sheet.freeze_panes or cell
     sheet.auto_filter.ref = sheet.dimensions
 
 
-def _texts(cells):
+def _texts(cells: "Iterable[Cell]") -> list[str]:
     return [f"{cell.value:.2f}" if isinstance(cell.value, float) else str(cell.value or "") for cell in cells]
 
 
-def _fitting(texts):
+def _fitting(texts: Iterable[str]) -> int:
     return min(max(map(len, texts)) + 4, 40)
 
 
-def _letter(column):
+def _letter(column: int) -> str:
     from openpyxl.utils import get_column_letter
 
     return get_column_letter(column)
 
 
-def _bold():
+def _bold() -> "Font":
     from openpyxl.styles import Font
 
     return Font(bold=True)
 
 
-def _wrapping():
+def _wrapping() -> "Alignment":
     from openpyxl.styles import Alignment
 
     return Alignment(wrap_text=True, vertical="top")

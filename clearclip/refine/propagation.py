@@ -1,0 +1,205 @@
+"""Label propagation (LPOSS, CVPR 2025, arXiv 2503.19777): scores flow between what looks alike.
+
+Patches of all windows of an image, or its pixels, are the nodes of a graph whose weights say how alike
+two of them are and how near. With the weights W, made symmetric and divided by the square roots of both nodes' degrees,
+scores Y become X, where (I − α W) X = Y: each node's own scores and, α times, those that its neighbours end up with.
+The equations are solved by a few steps of conjugate gradients, as published; these are part of the method, for they
+stop before the flow has crossed the image.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clearclip.view import View
+from clearclip.windows import Axis, Plan
+
+ALPHA = 0.95
+NEIGHBOURS = 400  # of a patch, itself included
+SHARPNESS = 3.0  # the power of a cosine
+FALLOFF = 0.01  # of a weight, by pixel between centres of patches
+STEPS, ACCURACY = 10, 1e-6  # of conjugate gradients: at most so many, until the residual is this share of the scores
+WHITE = (0.95047, 1.0, 1.08883)  # D65
+XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))  # of linear RGB
+LAB_RANGE = (100.0, 128.0, 128.0)
+SIMILARITY_BYTES = 32 << 20  # of patches' similarities at once
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """Between the patches of all windows of an image.
+
+    Attributes:
+        neighbours: how many a patch has, itself included.
+        alpha: α, below 1: how far scores flow.
+    """
+
+    neighbours: int = NEIGHBOURS
+    alpha: float = ALPHA
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 2:
+            raise ValueError(f"neighbours must be 2 or more, the first being the patch itself, not {self.neighbours}")
+        check_alpha(self.alpha)
+
+    def __call__(self, view: View, scores: Tensor, features: Tensor) -> Tensor:
+        """Scores [n, Q, h, w] of the patches of all windows to the same, by their features [n, D', h, w]."""
+        flat = features.flatten(2).transpose(1, 2).flatten(0, 1)  # [n·h·w, D']
+        grid = (features.shape[2], features.shape[3])
+        centres = view.backbone.constants.get(
+            ("centres", view.plan, grid), lambda: patch_centres(view.plan, grid).to(flat.device)
+        )
+        graph = PatchGraph.of(flat, centres, self.neighbours)
+        spread = propagate(graph, scores.transpose(0, 1).flatten(1), self.alpha)  # [Q, n·h·w]
+        return spread.unflatten(1, (-1, *grid)).transpose(0, 1)
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise ValueError where scores cannot flow by α."""
+    if not 0 <= alpha < 1:
+        raise ValueError(f"alpha must be 0 or more and below 1, not {alpha}")
+
+
+def propagate(graph: Callable[[Tensor], Tensor], scores: Tensor, alpha: float) -> Tensor:
+    """Scores [Q, …] to (1 − α) (I − α W)⁻¹ scores: of their own size, whatever α is."""
+    return (1 - alpha) * solve(graph, scores.float(), alpha)
+
+
+def solve(graph: Callable[[Tensor], Tensor], y: Tensor, alpha: float) -> Tensor:
+    """X of X − α W X = Y for maps Y [Q, …] by conjugate gradients from 0; `graph` takes maps X to W X.
+
+    Each map has its own steps, and keeps what it has where it is accurate enough: nothing waits to find that out.
+    """
+    nodes = tuple(range(1, y.ndim))
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(dim=nodes, keepdim=True)
+
+    x, residual, direction = torch.zeros_like(y), y, y
+    square = dot(y, y)
+    accurate = ACCURACY**2 * square
+    for _ in range(STEPS):
+        going = square > accurate
+        turned = direction - alpha * graph(direction)
+        step = torch.where(going, square / dot(direction, turned), 0)
+        x, residual = x + step * direction, residual - step * turned
+        before, square = square, dot(residual, residual)
+        direction = residual + torch.where(going, square / before, 0) * direction
+    return x
+
+
+@dataclass(frozen=True)
+class PatchGraph:
+    """W as a list of its edges, sorted by where they end; called with maps X [Q, N] it gives W X."""
+
+    sources: Tensor  # [E]
+    first: Tensor  # [N], the first edge that ends at each node
+    weights: Tensor  # [E]
+
+    @classmethod
+    def of(cls, features: Tensor, centres: Tensor, neighbours: int) -> "PatchGraph":
+        """Of N patches with features [N, D'] and centres [N, 2] in pixels: each and its nearest by cosine.
+
+        The weight of an edge is max(0, cosine)³ · exp(−0.01 · distance), added up where both are a neighbour of the
+        other. Memory is that of the edges, `neighbours` for each patch and direction.
+        """
+        unit = F.normalize(features.float(), dim=1)
+        count, device = len(unit), unit.device
+        rows = max(1, SIMILARITY_BYTES // (4 * count))
+        near = [(part @ unit.T).topk(min(neighbours, count)) for part in unit.split(rows)]
+        cosine, index = (torch.cat(parts) for parts in zip(*near))  # [N, k]
+        distance = torch.linalg.vector_norm(centres[:, None] - centres[index], dim=2)
+        weights = cosine.clamp(min=0) ** SHARPNESS * torch.exp(-FALLOFF * distance)
+        itself = torch.arange(count, device=device)[:, None]
+        weights = weights.masked_fill(index == itself, 0).flatten()
+        ends = torch.cat([itself.expand_as(index).flatten(), index.flatten()])
+        sources = torch.cat([index.flatten(), itself.expand_as(index).flatten()])
+        ends, order = ends.sort(stable=True)
+        first = torch.searchsorted(ends, itself[:, 0])
+        graph = cls(sources[order], first, weights.repeat(2)[order])
+        root = inverse_root(graph(torch.ones(1, count, device=device))[0])
+        return cls(graph.sources, first, graph.weights * root[graph.sources] * root[ends])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.T.contiguous()
+        return F.embedding_bag(self.sources, rows, self.first, mode="sum", per_sample_weights=self.weights).T
+
+
+@dataclass(frozen=True)
+class PixelGraph:
+    """W of an image's pixels; called with maps X [Q, h, w] it gives W X."""
+
+    offsets: Sequence[tuple[int, int]]  # to one of each two opposite neighbours
+    weights: Sequence[Tensor]  # of each offset, where both pixels lie inside
+
+    @classmethod
+    def of(cls, image: Tensor, reach: int, tau: float) -> "PixelGraph":
+        """Of an RGB image [3, h, w] in 0..1: neighbours up to `reach` pixels away in rows and columns.
+
+        The weight of an edge is exp(−‖difference in Lab‖ / τ), its coordinates divided by (100, 128, 128).
+        """
+        colours = lab(image) / torch.tensor(LAB_RANGE, device=image.device)[:, None, None]
+        height, width = image.shape[1:]
+        down, across = range(min(reach, height - 1) + 1), range(-min(reach, width - 1), min(reach, width - 1) + 1)
+        offsets = [(y, x) for y in down for x in across if (y, x) > (0, 0)]
+        weights, degree = [], torch.zeros_like(colours[0])
+        for offset in offsets:
+            one, other = pairs(colours, offset)
+            weights.append(torch.exp(torch.linalg.vector_norm(one - other, dim=0) / -tau))
+            for end in pairs(degree, offset):
+                end += weights[-1]
+        root = inverse_root(degree)
+        for weight, offset in zip(weights, offsets):
+            one, other = pairs(root, offset)
+            weight *= one
+            weight *= other
+        return cls(offsets, weights)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for weight, offset in zip(self.weights, self.offsets):
+            (one, other), (to_one, to_other) = pairs(x, offset), pairs(out, offset)
+            to_one.addcmul_(weight, other)
+            to_other.addcmul_(weight, one)
+        return out
+
+
+def pairs(maps: Tensor, offset: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Views of maps [..., h, w]: all pixels that have a neighbour at an offset (y ≥ 0, x), and these neighbours."""
+    (y, x), (height, width) = offset, maps.shape[-2:]
+    left, right = max(0, -x), width - max(0, x)
+    return maps[..., : height - y, left:right], maps[..., y:, left + x : right + x]
+
+
+def inverse_root(degree: Tensor) -> Tensor:
+    """1 / √degree; a node that no edge ends at has a degree of 1."""
+    return torch.where(degree > 0, degree, 1).rsqrt()
+
+
+def lab(image: Tensor) -> Tensor:
+    """CIE L*a*b* [3, h, w] (L in 0..100) of an sRGB image [3, h, w] in 0..1, for the white D65."""
+    linear = torch.where(image > 0.04045, ((image + 0.055) / 1.055) ** 2.4, image / 12.92)
+    matrix, white = torch.tensor(XYZ, device=image.device), torch.tensor(WHITE, device=image.device)
+    xyz = torch.tensordot(matrix, linear, 1) / white[:, None, None]
+    f = torch.where(xyz > 0.008856, xyz ** (1 / 3), 7.787 * xyz + 4 / 29)
+    x, y, z = f
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def patch_centres(plan: Plan, grid: tuple[int, int]) -> Tensor:
+    """Centres [n·h·w, 2] of the patches of all windows, row and column in pixels of the image; grid is (h, w)."""
+    y, x = (
+        axis_centres(axis, patches) for axis, patches in zip((plan.rows, plan.columns), grid)
+    )  # [rows, h], [columns, w]
+    shape = (len(y), len(x), *grid)
+    return torch.stack([y[:, None, :, None].expand(shape), x[None, :, None, :].expand(shape)], dim=-1).reshape(-1, 2)
+
+
+def axis_centres(axis: Axis, patches: int) -> Tensor:
+    """Centres [windows, patches] along one axis, in pixels; the patches of a whole image are stretched over it all."""
+    starts = torch.tensor(axis.starts, dtype=torch.float32)[:, None]
+    size, before = (axis.length, 0) if axis.whole else (axis.padded, axis.before)
+    return starts - before + (torch.arange(patches) + 0.5) * size / patches
