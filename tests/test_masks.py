@@ -330,7 +330,7 @@ def test_a_model_without_weights_is_named(tiny_sam, tmp_path, view):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nowhere", r"masks 'nowhere' are no folder and none of .*SAM2\.1.*; give the path"),
+        ("nowhere", r"masks 'nowhere' are no folder and none of EoMT, Mask2Former, SAM2, SAM2\.1; give the path"),
         ("(SAM2:points=0)", "points 0 must be 1 or more, levels 1 1 or 3"),
         ("(SAM2:levels=2)", "points 8 must be 1 or more, levels 2 1 or 3"),
         ("(SAM2:crops=1)", "has no option crops; its options are iou, levels, model"),
