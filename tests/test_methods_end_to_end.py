@@ -56,7 +56,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder to work in: the data of VOC, embeddings of its names, timm's smallest ViT, a tiny SAM twice, and masks."""
+    """A folder to work in: the data of VOC, embeddings of its names, timm's smallest ViT, tiny SAMs, masks."""
     folder = tmp_path_factory.mktemp("methods")
     make_benchmark(folder / "data", "voc21")
     torch.manual_seed(0)
