@@ -5,10 +5,12 @@ Images are resized to 64 pixels and cut into windows of 64 every 32, so that two
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from benchmarks import SHAPES, make_benchmark
+from PIL import Image
 from safetensors.torch import save_file
 from tiny_sam import tiny_sam
 
@@ -22,7 +24,14 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = [entry.name for entry in list_methods()]
 VIT, SAM = "vfm=test_vit,vfm_weights=test_vit.safetensors", "sam=tiny_samvit,sam_weights=tiny_samvit.safetensors"
 # What a method cannot do without.
-OPTIONS = {"ProxyCLIP": f":{VIT}", "GLA-CLIP": f":{VIT}", "LPOSS": f":{VIT}", "Trident": f":{VIT},{SAM}"}
+OPTIONS = {
+    "ProxyCLIP": f":{VIT}",
+    "GLA-CLIP": f":{VIT}",
+    "LPOSS": f":{VIT}",
+    "Trident": f":{VIT},{SAM}",
+    "CorrCLIP": f":masks=masks,{VIT}",
+    "TextRegion": ":masks=masks,tile=64",
+}
 VARIANTS = [  # a method with more to it, and the one that it must differ from
     ("ClearCLIP+PAMR", "ClearCLIP"),
     (f"ClearCLIP+LP:{VIT}", "ClearCLIP"),
@@ -32,6 +41,8 @@ VARIANTS = [  # a method with more to it, and the one that it must differ from
     ("GEM+SCGA", "GEM"),
     ("RADSeg:denoise=0", "RADSeg"),
     ("NACLIP+SAM:model=sam,coarse_threshold=0,minimal_area=4,iou_threshold=-99", "NACLIP"),
+    ("ClearCLIP+MAPVOTE:masks=masks", "ClearCLIP"),
+    (f"CorrCLIP:masks=masks,{VIT}+MAPVOTE:masks=masks", "CorrCLIP"),
     ("ResCLIP:base=SCLIP", "SCLIP"),
     ("ResCLIP:base=NACLIP", "NACLIP"),
     ("ResCLIP:base=ClearCLIP", "ClearCLIP"),
@@ -45,13 +56,18 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder to work in: the data of VOC, embeddings of its names, timm's smallest ViT, a tiny SAM in two forms."""
+    """A folder to work in: the data of VOC, embeddings of its names, timm's smallest ViT, tiny SAMs, masks."""
     folder = tmp_path_factory.mktemp("methods")
     make_benchmark(folder / "data", "voc21")
     torch.manual_seed(0)
     for name in ("test_vit", "tiny_samvit"):
         save_file(timm.create_model(name, num_classes=0).state_dict(), folder / f"{name}.safetensors")
     tiny_sam().save_pretrained(folder / "sam")
+    (folder / "masks").mkdir()
+    for image, (height, width) in SHAPES.items():  # three masks side by side, the last row in none
+        ids = np.repeat(np.arange(width, dtype=np.uint8)[None] * 3 // width + 1, height, axis=0)
+        ids[-9:] = 0
+        Image.fromarray(ids).save(folder / "masks" / f"{image}.png")
     names = load_vocabulary(CONFIGS / "cls_voc21.txt").queries
     TextEmbeddings(names, torch.randn(len(names), 48)).save(folder / "text.safetensors")
     return folder
