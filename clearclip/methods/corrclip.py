@@ -34,7 +34,8 @@ class CorrCLIP(Method):
         vfm: the vision model, of whose last block queries and keys are summed, or a function from images in CLIP's
             normalisation [B, 3, H, W] to features [B, D', h', w'].
         vfm_weights: its file.
-        merge: the distance up to which masks of a window count as one; None: none do.
+        merge: the distance up to which masks of a window count as one; None: none do. The default is for DINO: to
+            DINOv2 masks are so alike (four images of VOC) that all would be one; with it, give None.
         spatial: weight of the branch of middle layers.
         semantic: weight of the masks' class tokens.
 
