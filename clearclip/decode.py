@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip.windows import Maps
@@ -78,32 +79,38 @@ class Decoder:
 
     def labels(self, maps: Maps) -> Tensor:
         """Maps of all queries [Q, H, W] to labels [H, W], uint8 where they fit, else int16."""
-        kept = [True] * self.num_classes
-        if self.area_threshold > 0:
-            best = self._labels(maps, 0.0, kept)
-            area = torch.bincount(best.flatten().int(), minlength=self.num_classes)[1:]
-            kept[1:] = (area > self.area_threshold * area.sum()).tolist()
-        return self._labels(maps, self.threshold, kept)
+        if self.area_threshold <= 0:
+            return self._labels(maps, self.threshold)
+        best = self._labels(maps, 0.0)
+        area = tally(best.flatten().long(), self.num_classes)[1:]
+        kept = area > self.area_threshold * area.sum()
+        return self._labels(maps, self.threshold, F.pad(kept, (1, 0), value=True))
 
-    def _labels(self, maps: Maps, threshold: float, kept: list[bool]) -> Tensor:
+    def _labels(self, maps: Maps, threshold: float, kept: Tensor | None = None) -> Tensor:
+        """Labels by the classes that are `kept` [C], by default all."""
         # With queries in the order of their classes the first best query belongs to the lowest best class, and
-        # neither synonyms nor softmax nor logit_scale change which one that is. Classes not kept come last.
-        order = sorted(range(len(self.query_class)), key=lambda q: (not kept[self.query_class[q]], self.query_class[q]))
-        candidates = sum(kept[index] for index in self.query_class)
+        # neither synonyms nor softmax nor logit_scale change which one that is.
+        order = sorted(range(len(self.query_class)), key=lambda q: self.query_class[q])
         dtype = torch.uint8 if self.num_classes <= 256 else torch.int16
-        scores, rows, columns = maps.scores, maps.rows, maps.columns
-        classes = torch.tensor(self.query_class, dtype=dtype, device=scores.device)[order]
-        scores = scores.float().permute(1, 2, 0)[..., order]  # [a, b, Q]
-        if threshold <= 0 and (fused := _fused_kernel(scores.device)):
-            return classes[fused(scores[..., :candidates], rows, columns).long()]
-        labels = torch.empty(len(rows), len(columns), dtype=dtype, device=scores.device)
-        for y, x, band in _bands(scores, rows, columns):
-            query = _argmax(band[..., :candidates])  # [r, w]
+        scores, device = maps.scores.float().permute(1, 2, 0)[..., order], maps.scores.device  # [a, b, Q]
+        classes = torch.tensor([self.query_class[q] for q in order], dtype=dtype, device=device)
+        if kept is None and threshold <= 0 and (fused := _fused_kernel(device)):
+            return classes[fused(scores, maps).long()]
+        # What is not kept cannot win, and yet has its share of the softmax.
+        excluded = (
+            None
+            if kept is None
+            else torch.zeros(len(order), device=device).masked_fill(~kept[classes.long()], -torch.inf)
+        )
+        labels = torch.empty(maps.shape, dtype=dtype, device=device)
+        for y, x, band in _bands(scores, maps.rows, maps.columns):
+            query = _argmax(band if excluded is None else band + excluded)  # [r, w]
             label = classes[query]
             if threshold > 0:
                 # The best probability is 1 / Σ exp(score - best score): the softmax itself is never needed.
                 best = band.gather(-1, query[..., None])
-                label[1 / band.sub_(best).mul_(self.logit_scale).exp_().sum(dim=-1) < threshold] = 0
+                share = band.sub_(best).mul_(self.logit_scale).exp_().sum(dim=-1)
+                label.masked_fill_(1 / share < threshold, 0)
             labels[y, x] = label
         return labels
 
@@ -138,10 +145,22 @@ def _bands(scores: Tensor, rows: Tensor, columns: Tensor) -> Iterator[tuple[slic
             yield y, slice(x, x + w), band.unflatten(1, (-1, queries))
 
 
-def _nonzero(operator: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns of an operator's rows that are not all zero, and their indices: neighbouring rows share a few."""
+def _nonzero(operator: Tensor) -> tuple[Tensor, Tensor | slice]:
+    """The columns of an operator's rows that are not all zero, and where they are: neighbouring rows share a few.
+
+    Elsewhere than on a CPU all columns, for to ask which they are would wait for the device.
+    """
+    if operator.device.type != "cpu":
+        return operator, slice(None)
     used = operator.any(dim=0).nonzero().flatten()
     return operator[:, used], used
+
+
+def tally(index: Tensor, bins: int) -> Tensor:
+    """How often each of 0 … bins − 1 is in `index` [N], int64: [bins]. Nothing waits for the device."""
+    if index.device.type == "cpu":
+        return torch.bincount(index, minlength=bins)
+    return torch.zeros(bins, dtype=torch.int64, device=index.device).scatter_add_(0, index, torch.ones_like(index))
 
 
 def _argmax(scores: Tensor) -> Tensor:
@@ -150,7 +169,7 @@ def _argmax(scores: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
-def _fused_kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+def _fused_kernel(device: torch.device) -> Callable[[Tensor, Maps], Tensor] | None:
     """The Triton kernel for a GPU on which it has just given the right answer: it needs a C compiler, for one."""
     if device.type != "cuda":
         return None
@@ -159,7 +178,8 @@ def _fused_kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Te
 
         scores, rows, columns = (torch.rand(shape, device=device) for shape in ((5, 4, 70), (40, 5), (50, 4)))
         ((_, _, band),) = _bands(scores, rows, columns)
-        if (best_query(scores, rows, columns) == band.argmax(dim=-1)).float().mean() > 0.99:  # but for rounding
+        best = best_query(scores, Maps(scores.permute(2, 0, 1), rows, columns, taps=5))
+        if (best == band.argmax(dim=-1)).float().mean() > 0.99:  # but for rounding
             return best_query
         log.warning("the fused kernel gives wrong labels on %s; using the slower path", device)
     except Exception as error:  # whatever a compiler raises

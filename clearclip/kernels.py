@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from clearclip.windows import Maps
+
 PIXELS, QUERIES = 16, 64  # that one program holds at once
 
 
@@ -36,9 +38,9 @@ def _best_query(  # type: ignore[no-untyped-def]
     tl.store(best_query + y * width + x, index, mask=x < width)
 
 
-def best_query(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The best query [H, W], int32, the first of equals, from scores [a, b, Q] and operators [H, a], [W, b]."""
-    taps = max(1, int((rows != 0).sum(dim=1).max()))
+def best_query(scores: Tensor, maps: Maps) -> Tensor:
+    """The best query [H, W], int32, the first of equals, from scores [a, b, Q] and the operators of maps."""
+    rows, columns, taps = maps.rows, maps.columns, maps.taps or maps.rows.shape[1]
     sources = rows.abs().topk(taps, dim=1).indices  # [H, taps]
     across = (columns @ scores).contiguous()  # [a, W, Q]
     best = torch.empty(len(rows), len(columns), dtype=torch.int32, device=scores.device)

@@ -57,7 +57,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     if any(len(os.fsencode(part)) > NAME_MAX for part in target.parts):
         raise UserError(f"{path} cannot be written, a name in it has more than {NAME_MAX} bytes: give a shorter path")
     if os.path.exists(target) and not os.path.isfile(target):
-        raise UserError(f"{path} cannot be written, it is there and is no file: give another path")
+        raise UserError(f"{path} cannot be written, it exists and is not a file: give another path")
     if _read_only(target):
         raise UserError(f"{path} is read-only: make it writable (chmod u+w) or give another path")
 

@@ -63,7 +63,7 @@ class View:
             return self
         image = F.interpolate(self.image.to(self.backbone.device).float()[None], size=(height, width), mode="bilinear")
         plan = windows.plan(height, width, self.plan.crop, self.plan.stride, self.backbone.patch_size)
-        return dataclasses.replace(self, image=image[0], plan=plan)
+        return dataclasses.replace(self, image=image[0], plan=plan, _made={})
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What several readers want of this image, such as its masks, made for the first of them."""

@@ -145,6 +145,17 @@ def stitch_operator(axis: Axis, patches: int, target: int) -> Tensor:
     return stitched if target == axis.length else resize_matrix(axis.length, target) @ stitched
 
 
+def taps(axis: Axis, patches: int) -> int:
+    """At most so many entries of a row of `stitch_operator` are not 0: of each window that covers a pixel or the next.
+
+    Two neighbouring pixels lie between three patches at most.
+    """
+    if axis.whole:
+        return min(2, patches)
+    busiest = max(sum(start <= first < start + axis.size + 1 for start in axis.starts) for first in axis.starts)
+    return min(3 * busiest, patches * len(axis.starts))
+
+
 def tile(scores: Tensor, plan: Plan) -> Tensor:
     """Window scores [n·m, Q, h, w] to the layout the operators act on: [Q, n·h, m·w]."""
     n, m = len(plan.rows.starts), len(plan.columns.starts)
@@ -159,11 +170,13 @@ class Maps:
     scores: Tensor  # [Q, a, b]
     rows: Tensor  # [H, a]
     columns: Tensor  # [W, b]
+    taps: int | None = None  # no row of `rows` has more entries that are not 0
 
     @classmethod
     def of(cls, scores: Tensor) -> "Maps":
         """Of scores [Q, H, W] that have their full size."""
-        return cls(scores, *(torch.eye(side, device=scores.device) for side in scores.shape[1:]))
+        rows, columns = (torch.eye(side, device=scores.device) for side in scores.shape[1:])
+        return cls(scores, rows, columns, taps=1)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -189,12 +202,13 @@ class Stitcher:
         """Window scores [n·m, Q, h, w] of an image to its maps at `shape` (H, W)."""
         h, w = scores.shape[2:]
         rows, columns = self._operator(plan.rows, h, shape[0]), self._operator(plan.columns, w, shape[1])
-        return Maps(tile(scores, plan), rows, columns)
+        return Maps(tile(scores, plan), rows, columns, taps(plan.rows, h))
 
     def resized(self, scores: Tensor, shape: tuple[int, int]) -> Maps:
         """Scores [Q, h, w] of a whole image to its maps at `shape` (H, W), bilinear."""
         h, w = scores.shape[1:]
-        return Maps(scores, *(self._operator(whole_axis(n), n, side) for n, side in ((h, shape[0]), (w, shape[1]))))
+        rows, columns = (self._operator(whole_axis(n), n, side) for n, side in ((h, shape[0]), (w, shape[1])))
+        return Maps(scores, rows, columns, taps(whole_axis(h), h))
 
     def _operator(self, axis: Axis, patches: int, target: int) -> Tensor:
         key = (axis, patches, target)

@@ -27,7 +27,9 @@ def own(tmp_path, monkeypatch):
     from clearclip.refine import REFINEMENTS
 
     monkeypatch.syspath_prepend(tmp_path)
-    registries = [(registry, dict(registry._entries)) for registry in (METHODS, REFINEMENTS, MASKS) if registry.entries()]
+    registries = [
+        (registry, dict(registry._entries)) for registry in (METHODS, REFINEMENTS, MASKS) if registry.entries()
+    ]
 
     def load(name):
         (tmp_path / f"{name}.py").write_text(EXAMPLES[name])

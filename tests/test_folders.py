@@ -414,7 +414,7 @@ def test_colour_coded_masks(coloured, palette):
 def test_colours_in_the_order_of_the_class_file(coloured):
     file = coloured / "palette.txt"
     file.write_text("0 128 0\n255 0 10\n0 0 255\n")
-    with pytest.raises(UserError, match=r"a.png has the colour 1 2 3, which the palette has not: .*`void`"):
+    with pytest.raises(UserError, match=r"a.png has the colour 1 2 3, which is not in the palette: .*`void`"):
         build(coloured, palette=file)
     for name in ("a", "b"):
         save(coloured / "masks" / f"{name}.png", np.resize(np.array([[0, 0, 255], [0, 128, 0]], np.uint8), (*SHAPE, 3)))

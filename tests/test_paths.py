@@ -103,8 +103,8 @@ def test_places_that_can_be_written(tmp_path):
     [
         ("file/x", "file is no folder to write to"),
         ("file/new/x", "file is no folder to write to"),
-        ("folder", "is there and is no file"),
-        ("pipe", "is there and is no file"),
+        ("folder", "it exists and is not a file"),
+        ("pipe", "it exists and is not a file"),
         ("read-only", "is read-only"),
         ("link", "link is read-only"),
         ("x" * 256, "more than 255 bytes"),

@@ -153,3 +153,11 @@ def test_operators_are_made_once_for_a_geometry(monkeypatch):
     assert len(made) == 2
     stitcher.maps(torch.rand(len(plan), 2, 4, 4), plan, (70, 91))
     assert len(made) == 3  # the rows are those of before
+
+
+@given(st.integers(1, 90), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 4, 16]), st.integers(1, 120))
+def test_taps_bound_the_entries_of_a_row(length, crop, stride, patch, target):
+    for axis in (windows.plan_axis(length, crop, min(stride, crop), patch), windows.plan_axis(length, 0, 0, patch)):
+        patches = axis.padded // patch or 1
+        operator = windows.stitch_operator(axis, patches, target)
+        assert (operator != 0).sum(dim=1).max() <= windows.taps(axis, patches)

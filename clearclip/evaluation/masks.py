@@ -161,8 +161,8 @@ def _look_up_colours(path: Path, codes: np.ndarray, colours: dict[int, int]) -> 
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
-            f"mask {path} has the colour {_rgb(unknown[0])}{more}, which the palette has not: add it, under the name "
-            "`void` if its pixels are to be ignored"
+            f"mask {path} has the colour {_rgb(unknown[0])}{more}, which is not in the palette: add it, under the "
+            "name `void` if its pixels are to be ignored"
         )
     return labels
 
@@ -183,7 +183,7 @@ def ignored_label(classes: int) -> int:
 
 
 def look_up(codes: np.ndarray, table: dict[int, int]) -> tuple[np.ndarray, list[int]]:
-    """`table[code]` of each of the codes [H, W], int32, and the codes that `table` has not."""
+    """`table[code]` of each of the codes [H, W], int32, and the codes that are not in `table`."""
     found, index = np.unique(codes, return_inverse=True)
     unknown = [code for code in found.tolist() if code not in table]
     labels = np.array([table.get(code, -1) for code in found.tolist()], np.int32)

@@ -25,7 +25,7 @@ import torch
 from mmseg.datasets import BaseSegDataset
 from torch import Tensor
 
-from clearclip.decode import LabelDecoder
+from clearclip.decode import LabelDecoder, tally
 from clearclip.errors import UserError
 from clearclip.evaluation.confusion import Confusion
 from clearclip.evaluation.records import ImageRecord
@@ -313,7 +313,7 @@ def count(labels: Tensor, truth: Tensor, classes: int, ignore_index: int, finite
     cells = classes * (classes + 1)
     index = torch.where(known, truth * (classes + 1) + predicted, cells)
     index = torch.where(truth == ignore_index, cells + 1, index)
-    counts = torch.bincount(index.flatten(), minlength=cells + 2)
+    counts = tally(index.flatten().long(), cells + 2)
     counts[cells + 1] = finite.long()
     return counts
 

@@ -96,12 +96,16 @@ def _openpyxl() -> Any:
 @contextlib.contextmanager
 def _explained(path: StrPath, saved_at: StrPath | None = None) -> Iterator[None]:
     """Say in one sentence why the workbook could not be written, and where the results are."""
+    cause: Exception
     try:
         yield
+    except UserError as error:
+        reason, cause = str(error), error
     except Exception as error:  # openpyxl lets through whatever its writers raise
-        known = isinstance(error, UserError)
-        reason = str(error) if known else f"{path} cannot be written ({error}): free it or give another path"
-        raise UserError(f"{reason}; the results are safe in {saved_at or 'the result.json of each run'}") from error
+        reason, cause = f"{path} cannot be written ({error}): free it or give another path", error
+    else:
+        return
+    raise UserError(f"{reason}; the results are safe in {saved_at or 'the result.json of each run'}") from cause
 
 
 @contextlib.contextmanager
