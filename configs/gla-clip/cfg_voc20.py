@@ -1,0 +1,15 @@
+_base_ = "../cfg_voc20.py"
+
+model = dict(
+    method="GLA-CLIP",
+    vocabulary="{{ fileDirname }}/../sclip/cls_voc20.txt",
+    short_side=336,
+    crop=224,
+    stride=112,
+    logit_scale=40.0,
+)
+
+benchmark = dict(
+    protocol="gla-clip",
+    published={"_delete_": True},
+)

@@ -1,0 +1,17 @@
+_base_ = "../cfg_coco_object.py"
+
+model = dict(
+    method="PEARL+TLP",
+    vocabulary="{{ fileDirname }}/../sclip/cls_coco_object.txt",
+    short_side=336,
+    crop=224,
+    stride=112,
+    logit_scale=40.0,
+    threshold=0.1,
+)
+
+benchmark = dict(
+    protocol="pearl",
+    published={"_delete_": True, "ViT-B-16": {"PEARL+TLP": 37.3}},
+    source={"PEARL+TLP": "PEARL paper (CVPR 2026)"},
+)

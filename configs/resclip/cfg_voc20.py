@@ -1,0 +1,18 @@
+_base_ = "../cfg_voc20.py"
+
+method = "ResCLIP:confidence=0.1,rcs_lambda=0.6,sfr_lambda=0.6"
+
+model = dict(
+    method=method,
+    vocabulary="{{ fileDirname }}/../sclip/cls_voc20.txt",
+    short_side=336,
+    crop=0,
+    two_steps=True,
+    logit_scale=40.0,
+)
+
+benchmark = dict(
+    protocol="resclip",
+    published={"_delete_": True, "ViT-B-16": {method: 86.0}},
+    source={method: "ResCLIP paper (CVPR 2025), on NACLIP"},
+)
