@@ -1,6 +1,7 @@
 _base_ = "../cfg_context59.py"
 
-# ViT-L-14: --backbone ViT-L-14 --method CLIPer:select=-2,attention_threshold=0.2,score_threshold=0.45,words=background \
+# ViT-L-14: --backbone ViT-L-14 \
+#   --method CLIPer:select=-2,attention_threshold=0.2,score_threshold=0.45,words=background \
 #   --cfg-options model.logit_scale=100 model.threshold=0.45
 method = "CLIPer:attention_threshold=0.2,score_threshold=0.3,window=224,words=background"
 

@@ -1,5 +1,7 @@
 _base_ = "../cfg_ade20k.py"
 
+published = "CorrCLIP:masks=(SAM2:points=32)+MAPVOTE:masks=(SAM2:points=32)"
+
 model = dict(
     method="CorrCLIP+MAPVOTE",
     pretrained="metaclip_fullcc",
@@ -11,6 +13,8 @@ model = dict(
 
 benchmark = dict(
     protocol="corrclip",
-    published={"_delete_": True, "ViT-B-16 metaclip_fullcc": {"CorrCLIP+MAPVOTE": 26.9}},
-    source={"CorrCLIP+MAPVOTE": "CorrCLIP authors' README, masks by SAM2 from 32 x 32 points"},
+    names="64ae5f84a95553dd2faaa8f3fb26ef5f2aab2e27a9863de98fcfedd0b3146105",
+    renamed={"person": "people"},
+    published={"_delete_": True, "ViT-B-16 metaclip_fullcc": {published: 26.9}},
+    source={published: "CorrCLIP authors' README"},
 )

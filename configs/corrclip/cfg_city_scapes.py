@@ -1,5 +1,7 @@
 _base_ = "../cfg_city_scapes.py"
 
+published = "CorrCLIP:masks=(SAM2:points=32)+MAPVOTE:masks=(SAM2:points=32)"
+
 model = dict(
     method="CorrCLIP+MAPVOTE",
     pretrained="metaclip_fullcc",
@@ -10,6 +12,8 @@ model = dict(
 
 benchmark = dict(
     protocol="corrclip",
-    published={"_delete_": True, "ViT-B-16 metaclip_fullcc": {"CorrCLIP+MAPVOTE": 49.4}},
-    source={"CorrCLIP+MAPVOTE": "CorrCLIP authors' README, masks by SAM2 from 32 x 32 points"},
+    names="dcb8dfa619b1f5b9c4ccaf38aa3eaae3681e8525b43ab99cf4f4c5dbde65ab82",
+    renamed={"person": "people"},
+    published={"_delete_": True, "ViT-B-16 metaclip_fullcc": {published: 49.4}},
+    source={published: "CorrCLIP authors' README"},
 )

@@ -1,5 +1,7 @@
 _base_ = "../cfg_coco_object.py"
 
+published = "CorrCLIP:masks=(SAM2:points=32)+MAPVOTE:masks=(SAM2:points=32)"
+
 model = dict(
     method="CorrCLIP+MAPVOTE",
     pretrained="metaclip_fullcc",
@@ -13,6 +15,8 @@ model = dict(
 
 benchmark = dict(
     protocol="corrclip",
-    published={"_delete_": True, "ViT-B-16 metaclip_fullcc": {"CorrCLIP+MAPVOTE": 43.7}},
-    source={"CorrCLIP+MAPVOTE": "CorrCLIP authors' README, masks by SAM2 from 32 x 32 points"},
+    names="103810c161d951a503fe8b26b118fa9727033d93f132a0cd360224cb0ec20761",
+    renamed={"background": "sky", "person": "people"},
+    published={"_delete_": True, "ViT-B-16 metaclip_fullcc": {published: 43.7}},
+    source={published: "CorrCLIP authors' README"},
 )

@@ -1,5 +1,7 @@
 _base_ = "../cfg_coco_stuff164k.py"
 
+published = "CorrCLIP:masks=(SAM2:points=32)+MAPVOTE:masks=(SAM2:points=32)"
+
 model = dict(
     method="CorrCLIP+MAPVOTE",
     pretrained="metaclip_fullcc",
@@ -12,6 +14,8 @@ model = dict(
 
 benchmark = dict(
     protocol="corrclip",
-    published={"_delete_": True, "ViT-B-16 metaclip_fullcc": {"CorrCLIP+MAPVOTE": 31.6}},
-    source={"CorrCLIP+MAPVOTE": "CorrCLIP authors' README, masks by SAM2 from 32 x 32 points"},
+    names="50fd1fbd3d97511e6f7ed5265f519c4aa59da820f4c7e4d20a0a198519403604",
+    renamed={"person": "people"},
+    published={"_delete_": True, "ViT-B-16 metaclip_fullcc": {published: 31.6}},
+    source={published: "CorrCLIP authors' README"},
 )

@@ -1,5 +1,7 @@
 _base_ = "../cfg_context59.py"
 
+published = "CorrCLIP:masks=(SAM2:points=32)+MAPVOTE:masks=(SAM2:points=32)"
+
 model = dict(
     method="CorrCLIP+MAPVOTE",
     pretrained="metaclip_fullcc",
@@ -12,6 +14,8 @@ model = dict(
 
 benchmark = dict(
     protocol="corrclip",
-    published={"_delete_": True, "ViT-B-16 metaclip_fullcc": {"CorrCLIP+MAPVOTE": 48.8}},
-    source={"CorrCLIP+MAPVOTE": "CorrCLIP authors' README, masks by SAM2 from 32 x 32 points"},
+    names="b2e1f27127caa435cdb79a8b62760d98927ee348fe23a521bda1f5052aa471a1",
+    renamed={"person": "people"},
+    published={"_delete_": True, "ViT-B-16 metaclip_fullcc": {published: 48.8}},
+    source={published: "CorrCLIP authors' README"},
 )

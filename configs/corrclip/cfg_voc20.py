@@ -1,5 +1,7 @@
 _base_ = "../cfg_voc20.py"
 
+published = "CorrCLIP:masks=(SAM2:points=32)+MAPVOTE:masks=(SAM2:points=32)"
+
 model = dict(
     method="CorrCLIP+MAPVOTE",
     pretrained="metaclip_fullcc",
@@ -12,6 +14,8 @@ model = dict(
 
 benchmark = dict(
     protocol="corrclip",
-    published={"_delete_": True, "ViT-B-16 metaclip_fullcc": {"CorrCLIP+MAPVOTE": 88.8}},
-    source={"CorrCLIP+MAPVOTE": "CorrCLIP authors' README, masks by SAM2 from 32 x 32 points"},
+    names="677885814099b77491117298058d55aef88bb734489c82cf11600b0d95ff8464",
+    renamed={"person": "people"},
+    published={"_delete_": True, "ViT-B-16 metaclip_fullcc": {published: 88.8}},
+    source={published: "CorrCLIP authors' README"},
 )

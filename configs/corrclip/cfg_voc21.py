@@ -1,5 +1,7 @@
 _base_ = "../cfg_voc21.py"
 
+published = "CorrCLIP:masks=(SAM2:points=32)+MAPVOTE:masks=(SAM2:points=32)"
+
 model = dict(
     method="CorrCLIP+MAPVOTE",
     pretrained="metaclip_fullcc",
@@ -13,6 +15,8 @@ model = dict(
 
 benchmark = dict(
     protocol="corrclip",
-    published={"_delete_": True, "ViT-B-16 metaclip_fullcc": {"CorrCLIP+MAPVOTE": 74.8}},
-    source={"CorrCLIP+MAPVOTE": "CorrCLIP authors' README, masks by SAM2 from 32 x 32 points"},
+    names="a85f6d9d04fc5b66a3a1ec65419a388bf525501ce9312118f55fccb17669bd3e",
+    renamed={"background": "sky", "person": "people"},
+    published={"_delete_": True, "ViT-B-16 metaclip_fullcc": {published: 74.8}},
+    source={published: "CorrCLIP authors' README"},
 )

@@ -11,5 +11,6 @@ model = dict(
 
 benchmark = dict(
     protocol="gla-clip",
+    names="03f221c4e407543de8621c094194d5f407c0feafd516590bbacdd52305b2867e",
     published={"_delete_": True},
 )

@@ -11,6 +11,7 @@ model = dict(
 
 benchmark = dict(
     protocol="pearl",
+    names="03f221c4e407543de8621c094194d5f407c0feafd516590bbacdd52305b2867e",
     published={"_delete_": True, "ViT-B-16": {"PEARL+TLP": 86.9}},
     source={"PEARL+TLP": "PEARL paper (CVPR 2026)"},
 )

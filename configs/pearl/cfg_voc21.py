@@ -12,6 +12,8 @@ model = dict(
 
 benchmark = dict(
     protocol="pearl",
+    names="03015d4d2e1c0f0f86c164c8175285655eab8eaf931168fd06f5cfa5ae5796ce",
+    renamed={"background": "sky"},
     published={"_delete_": True, "ViT-B-16": {"PEARL+TLP": 64.1}},
     source={"PEARL+TLP": "PEARL paper (CVPR 2026)"},
 )

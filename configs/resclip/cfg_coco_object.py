@@ -14,6 +14,8 @@ model = dict(
 
 benchmark = dict(
     protocol="resclip",
+    names="7387645e07a0dbb4fe9af5f6621ce0972da02c8828ddc2fad1947adc1f5eccae",
+    renamed={"background": "sky"},
     published={"_delete_": True, "ViT-B-16": {method: 35.0}},
     source={method: "ResCLIP paper (CVPR 2025), on NACLIP"},
 )

@@ -13,6 +13,7 @@ model = dict(
 
 benchmark = dict(
     protocol="resclip",
+    names="03f221c4e407543de8621c094194d5f407c0feafd516590bbacdd52305b2867e",
     published={"_delete_": True, "ViT-B-16": {method: 86.0}},
     source={method: "ResCLIP paper (CVPR 2025), on NACLIP"},
 )

@@ -14,6 +14,8 @@ model = dict(
 
 benchmark = dict(
     protocol="resclip",
+    names="03015d4d2e1c0f0f86c164c8175285655eab8eaf931168fd06f5cfa5ae5796ce",
+    renamed={"background": "sky"},
     published={"_delete_": True, "ViT-B-16": {method: 61.1}},
     source={method: "ResCLIP paper (CVPR 2025), on NACLIP"},
 )

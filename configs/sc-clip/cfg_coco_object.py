@@ -12,6 +12,8 @@ model = dict(
 
 benchmark = dict(
     protocol="sc-clip",
+    names="7387645e07a0dbb4fe9af5f6621ce0972da02c8828ddc2fad1947adc1f5eccae",
+    renamed={"background": "sky"},
     published={"_delete_": True, "ViT-B-16": {"SC-CLIP": 37.7}},
     source={"SC-CLIP": "SC-CLIP paper (TIP 2025)"},
 )

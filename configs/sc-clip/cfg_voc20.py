@@ -11,6 +11,7 @@ model = dict(
 
 benchmark = dict(
     protocol="sc-clip",
+    names="03f221c4e407543de8621c094194d5f407c0feafd516590bbacdd52305b2867e",
     published={"_delete_": True, "ViT-B-16": {"SC-CLIP": 84.3}},
     source={"SC-CLIP": "SC-CLIP paper (TIP 2025)"},
 )

@@ -10,5 +10,7 @@ model = dict(
 
 benchmark = dict(
     protocol="textregion",
+    names="f642995d02bc360ab4babb440e970b952c11c4ad9a69e7bc787c64b62fa7f142",
+    renamed={"background": "sky"},
     published={"_delete_": True},  # the paper prints means over data sets alone
 )

@@ -11,5 +11,7 @@ model = dict(
 
 benchmark = dict(
     protocol="textregion",
+    names="0e8452c7dce405256c1c0bdab2071f6f47f3f325d3f5a42c6d0a4ba67cb78920",
+    renamed={"background": "sky"},
     published={"_delete_": True},  # the paper prints means over data sets alone
 )

@@ -10,6 +10,8 @@ model = dict(
 
 benchmark = dict(
     protocol="trident",
+    names="f642995d02bc360ab4babb440e970b952c11c4ad9a69e7bc787c64b62fa7f142",
+    renamed={"background": "sky"},
     published={"_delete_": True, "ViT-B-16": {"Trident+SAM:coarse_threshold=0.25": 41.1}},
     source={"Trident+SAM:coarse_threshold=0.25": "Trident paper (ICCV 2025), refined by SAM"},
 )
