@@ -149,3 +149,37 @@ def test_random_weights_of_a_real_architecture():
     assert (backbone.name, backbone.tag, backbone.patch_size, len(backbone.blocks)) == ("ViT-B-32", "random", 32, 12)
     with torch.inference_mode():
         assert backbone.trunk(torch.zeros(1, 3, 64, 64)).tokens().shape == (1, 5, 768)
+
+
+def test_one_pass_beside_single_runs(tiny_folder, tmp_path, monkeypatch, capsys):
+    from benchmarking import passes
+
+    monkeypatch.setattr(passes, "RUNS", {"two methods": (("voc20", "voc21"), ("CLIP", "ClearCLIP"))})
+    file = tmp_path / "figures.json"
+    benchmark.main(["--passes", "2", "--backbones", f"local-dir:{tiny_folder}", "--device", "cpu", "--json", str(file)])
+    (row,) = json.loads(file.read_text())
+    assert row["runs"] == 4
+    assert row["scores_equal"]
+    assert row["ratio"] == pytest.approx(row["single_s"] / row["pass_s"])
+    assert "4 single runs" in capsys.readouterr().out
+
+
+def test_other_scores_are_noticed(tiny_backbone, tmp_path, monkeypatch):
+    from benchmarking import passes
+
+    timed, calls = passes.timed, []
+
+    def one_digit_less(jobs, records):
+        scores, seconds = timed(jobs, records)
+        calls.append(records)
+        return ([{**score, "mIoU": 0.0} for score in scores] if len(calls) == 3 else scores), seconds
+
+    monkeypatch.setattr(passes, "timed", one_digit_less)
+    passes.prepare(tmp_path, 1, tiny_backbone.dim)
+    assert not passes.measure_runs("one", ("voc20",), ("CLIP",), tiny_backbone, tmp_path)["scores_equal"]
+
+
+def test_the_ablation_has_twenty_cells():
+    from benchmarking.passes import ABLATION
+
+    assert len({*ABLATION}) == 20

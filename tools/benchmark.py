@@ -44,6 +44,10 @@ def parse_arguments(argv=None):
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--precision", default="auto", help="of the engine: auto, fp32, fp16, bf16")
     parser.add_argument("--repeats", type=int, help="timed passes over an image (default: 5; quick: 3)")
+    parser.add_argument(
+        "--passes", nargs="?", type=int, const=4, metavar="IMAGES",
+        help="measure one pass for many runs beside single runs instead, on so many images (default: 4)",
+    )  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="write the figures, a list of objects, one a case and stage")
     parser.add_argument("--picture", metavar="FILE", default="benchmark.png", help="default: benchmark.png")
     arguments = parser.parse_args(argv)
@@ -85,13 +89,40 @@ def run(arguments, folder):
     return rows, growth
 
 
+def run_passes(arguments, folder):
+    """Rows of one pass beside single runs, printed as they come."""
+    from benchmarking.passes import RUNS, measure_runs, prepare
+
+    backbone = make_backbone(arguments.backbones[0], arguments.pretrained, arguments.device, arguments.precision)
+    prepare(Path(folder), arguments.passes, backbone.dim)
+    print(
+        f"{backbone.name} {backbone.tag}, {backbone.device}, {backbone.dtype}, {torch.get_num_threads()} threads; "
+        f"{arguments.passes} images of VOC's size, from files to records; process start and weights counted nowhere"
+    )
+    rows = []
+    for name, (benchmarks, methods) in RUNS.items():
+        row = measure_runs(name, benchmarks, methods, backbone, Path(folder))
+        rows.append(row)
+        equal = "equal in every digit" if row["scores_equal"] else "NOT EQUAL"
+        print(
+            f"{name}: {row['runs']} single runs {row['single_s']:.1f} s, one pass {row['pass_s']:.1f} s, "
+            f"{row['ratio']:.1f}x; scores {equal}",
+            flush=True,
+        )
+    return rows
+
+
 @program
 def main(argv=None):
     arguments = parse_arguments(argv)
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        rows, growth = run(arguments, folder)
-    draw(rows, growth, arguments.picture)
-    print(f"picture: {arguments.picture}")
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.passes:
+            rows = run_passes(arguments, folder)
+        else:
+            with torch.inference_mode():
+                rows, growth = run(arguments, folder)
+            draw(rows, growth, arguments.picture)
+            print(f"picture: {arguments.picture}")
     if arguments.json:
         with atomic_write(arguments.json) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")

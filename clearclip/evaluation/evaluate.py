@@ -23,6 +23,7 @@ from clearclip.evaluation.confusion import Confusions
 from clearclip.evaluation.datasets import building, check_dataset
 from clearclip.evaluation.passes import Benchmark, Pass, Work, evaluate, plan
 from clearclip.evaluation.progress import Progress
+from clearclip.evaluation.records import identity_key
 from clearclip.evaluation.results import Result, write_result
 from clearclip.evaluation.run import (
     NUMBERS,
@@ -284,6 +285,9 @@ def finish(job: Job, work: Work) -> Result:
             images=len(images),
             seconds=round(seconds, 2),
             images_per_second=round(len(images) / seconds, 3) if seconds else 0.0,
+            record=work.ledger.run.key,
+            text_hash=work.ledger.run.identity["text"],
+            names_hash=identity_key(work.ledger.run.identity["names"]),
         )
     )
     folder = work_dir(job, run)
