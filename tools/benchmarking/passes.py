@@ -16,6 +16,7 @@ from benchmarking.inputs import CASES, smooth_image
 from clearclip.config import config_folder
 from clearclip.evaluation import evaluate
 from clearclip.evaluation.evaluate import Job, evaluate_all
+from clearclip.evaluation.results.record import plain
 from clearclip.evaluation.run import load_config
 from clearclip.text import TextEmbeddings
 from clearclip.vocabulary import load_vocabulary
@@ -54,17 +55,13 @@ def prepare(folder, images, dim):
 
 def measure_runs(name, benchmarks, methods, backbone, folder):
     """Seconds of all runs one by one and in one pass, their ratio, and whether the scores are equal."""
-    model = dict(
-        backbone="ViT-B-16",
-        text_embeddings=str(folder / "text.safetensors"),
-        device=str(backbone.device),
-        precision="auto",
-    )
+    text, device = str(folder / "text.safetensors"), str(backbone.device)
+    model = dict(backbone="ViT-B-16", text_embeddings=text, device=device)
     with contextlib.chdir(folder), mock.patch.dict(os.environ, CLEARCLIP_DATA=str(folder)):
         runs = [load_config(benchmark, model | dict(method=method)) for benchmark in benchmarks for method in methods]
         with (
-            mock.patch.object(evaluate, "load_backbone", lambda **_: backbone),
-            mock.patch.object(evaluate, "say", lambda line: None),
+            mock.patch.object(evaluate, "load_backbone", return_value=backbone),
+            mock.patch.object(evaluate, "say"),
         ):
             timed([runs[:1]], folder / "warm-up")
             alone, alone_s = timed([[run] for run in runs], folder / name / "alone")
@@ -83,11 +80,12 @@ def measure_runs(name, benchmarks, methods, backbone, folder):
 def timed(jobs, records):
     """The scores of all runs, and the seconds that they took. Each job has records of its own."""
     start = time.perf_counter()
-    outcomes = [
-        out for number, runs in enumerate(jobs) for out in evaluate_all(Job(runs, records=records / str(number)))
-    ]
+    outcomes = []
+    for number, runs in enumerate(jobs):
+        outcomes += evaluate_all(Job(runs, records=records / str(number)))
     seconds = time.perf_counter() - start
     for outcome in outcomes:
         if outcome.error:
             raise outcome.error
-    return [{key: outcome.result[key] for key in SCORES} for outcome in outcomes], seconds
+    scores = [{key: outcome.result[key] for key in SCORES} for outcome in outcomes]
+    return plain(scores), seconds  # None for NaN, which equals nothing
