@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from clearclip import decode
 from clearclip.evaluation.passes import count
-from clearclip.methods import list_methods
-from clearclip.refine import REFINEMENTS
+from clearclip.masks import MaskProvider, Masks
+from clearclip.methods import corrclip, list_methods, textregion
+from clearclip.refine import REFINEMENTS, mapvote
 from clearclip.segmenter import Segmenter
 from clearclip.text import Queries
 
@@ -73,6 +74,33 @@ def test_nothing_waits_and_no_device_is_mixed(spec, rehearse):
         assert isinstance(one, FakeTensor)
         assert (one.device, tuple(one.shape)) == (CUDA, shape)
     assert (counts.device, tuple(counts.shape)) == (CUDA, (2 * (20 * 21 + 2),))
+
+
+@pytest.mark.parametrize("spec", ["CorrCLIP", "TextRegion:tile=64", "ClearCLIP+MAPVOTE"])
+def test_masks_are_counted_on_the_cpu_alone(spec, rehearse, monkeypatch):
+    """How many there are is what the host has to know; fake tensors hold no values, so that is given here."""
+
+    class Two(Masks):
+        def regions(self, shape):
+            return torch.zeros(2, *shape)
+
+    class Provider(MaskProvider):
+        identity = "two"
+
+        def find(self, view):
+            return Two(torch.zeros(view.original.shape[1:], dtype=torch.int32))
+
+    for module in (corrclip, textregion, mapvote):
+        monkeypatch.setattr(module, "load_masks", lambda *arguments: Provider())
+    patches = lambda images: torch.zeros(len(images), 8, 6, 6, device=CUDA)  # noqa: E731
+    monkeypatch.setattr(corrclip, "QueriesAndKeys", lambda *arguments: patches)
+    monkeypatch.setattr(
+        corrclip, "number_regions", lambda ids, grid: (torch.zeros(len(ids), 36, dtype=torch.long), [3] * len(ids))
+    )
+    monkeypatch.setattr(mapvote, "number", lambda ids: (ids.long(), 3))
+    labels, counts = rehearse(spec)
+    assert [(one.device, tuple(one.shape)) for one in labels] == [(CUDA, (120, 160)), (CUDA, (110, 100))]
+    assert counts.device == CUDA
 
 
 @pytest.mark.parametrize(

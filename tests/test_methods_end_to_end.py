@@ -36,6 +36,7 @@ VARIANTS = [  # a method with more to it, and the one that it must differ from
     ("ClearCLIP+PAMR", "ClearCLIP"),
     (f"ClearCLIP+LP:{VIT}", "ClearCLIP"),
     ("ClearCLIP+LPP", "ClearCLIP"),
+    ("PEARL+TLP", "PEARL"),
     (f"LPOSS:{VIT}+LPP", "LPOSS"),
     ("GEM+PAMR", "GEM"),
     ("GEM+SCGA", "GEM"),
@@ -46,6 +47,7 @@ VARIANTS = [  # a method with more to it, and the one that it must differ from
     ("ResCLIP:base=SCLIP", "SCLIP"),
     ("ResCLIP:base=NACLIP", "NACLIP"),
     ("ResCLIP:base=ClearCLIP", "ClearCLIP"),
+    ("CLIPer:words=ship", "CLIPer"),
     ("CLIPer:window=64", "CLIPer"),
     ("CLIPer:background=True", "CLIPer"),
     ("CLIPer:refine=test_vit,refine_weights=test_vit.safetensors", "CLIPer"),
@@ -69,7 +71,8 @@ def folder(tmp_path_factory):
         ids[-9:] = 0
         Image.fromarray(ids).save(folder / "masks" / f"{image}.png")
     names = load_vocabulary(CONFIGS / "cls_voc21.txt").queries
-    TextEmbeddings(names, torch.randn(len(names), 48)).save(folder / "text.safetensors")
+    text = torch.randn(len(names), 48, generator=torch.Generator().manual_seed(2))
+    TextEmbeddings(names, text).save(folder / "text.safetensors")
     return folder
 
 
