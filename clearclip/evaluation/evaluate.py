@@ -25,6 +25,7 @@ from clearclip.evaluation.datasets import building, check_dataset
 from clearclip.evaluation.passes import Benchmark, Pass, Work, evaluate, fingerprint, plan
 from clearclip.evaluation.pictures import Pictures
 from clearclip.evaluation.progress import Progress
+from clearclip.evaluation.records import identity_key
 from clearclip.evaluation.results import Result, write_result
 from clearclip.evaluation.run import (
     NUMBERS,
@@ -299,13 +300,16 @@ def finish(job: Job, work: Work) -> Result:
     pixels = [image.size[0] * image.size[1] for image in images]
     found = measured(run, work.benchmark, work.ledger.confusions(samples), pixels)
     known = describe(run, work.segmenter) | found
-    result = Result(
-        **known,
+    known |= dict(
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
         images=len(images),
         seconds=round(seconds, 2),
         images_per_second=round(len(images) / seconds, 3) if seconds else 0.0,
+        record=work.ledger.run.key,
+        text_hash=work.ledger.run.identity["text"],
+        names_hash=identity_key(work.ledger.run.identity["names"]),
     )
+    result: Result = known  # type: ignore[assignment]
     folder = work_dir(job, run)
     write_result(result, folder)
     write_config(run, folder / "config.py")

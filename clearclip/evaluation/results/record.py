@@ -45,6 +45,9 @@ class Result(TypedDict):
     weights_hash: str
     interval: NotRequired[float | None]  # half the width of mIoU's 95 % interval; null: not known
     differences: NotRequired[dict[str, list[float]]]  # other run: [mIoU - its mIoU, low, high], on the same images
+    record: NotRequired[str]  # the key of its records
+    text_hash: NotRequired[str]  # of the text embeddings themselves
+    names_hash: NotRequired[str]  # of the class names themselves
     metrics: NotRequired[dict[str, float]]  # whatever else the evaluator measured: mDice, mFscore
 
 
