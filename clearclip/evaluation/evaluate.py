@@ -25,7 +25,6 @@ from clearclip.evaluation.datasets import building, check_dataset
 from clearclip.evaluation.passes import Benchmark, Pass, Work, evaluate, fingerprint, plan
 from clearclip.evaluation.pictures import Pictures
 from clearclip.evaluation.progress import Progress
-from clearclip.evaluation.records import identity_key
 from clearclip.evaluation.results import Result, write_result
 from clearclip.evaluation.run import (
     NUMBERS,
@@ -307,7 +306,6 @@ def finish(job: Job, work: Work) -> Result:
         images_per_second=round(len(images) / seconds, 3) if seconds else 0.0,
         record=work.ledger.run.key,
         text_hash=work.ledger.run.identity["text"],
-        names_hash=identity_key(work.ledger.run.identity["names"]),
     )
     result: Result = known  # type: ignore[assignment]
     folder = work_dir(job, run)

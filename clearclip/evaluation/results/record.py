@@ -50,7 +50,6 @@ class Result(TypedDict):
     differences: NotRequired[dict[str, list[float]]]  # other run: [mIoU - its mIoU, low, high], on the same images
     record: NotRequired[str]  # the key of its records
     text_hash: NotRequired[str]  # of the text embeddings themselves
-    names_hash: NotRequired[str]  # of the class names themselves
     metrics: NotRequired[dict[str, float]]  # whatever else the evaluator measured: mDice, mFscore
 
 
