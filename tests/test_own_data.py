@@ -63,7 +63,8 @@ def test_what_does_not_fit_is_one_sentence(more, message, folders, tiny_folder, 
         main(arguments(folders, tiny_folder, *more))
     (line,) = capsys.readouterr().err.splitlines()
     assert end.value.code == 2
-    assert line.startswith("error: ") and message in line
+    assert line.startswith("error: ")
+    assert message in line
 
 
 def test_a_colour_mask_says_how_to_give_the_palette(folders, tiny_folder, capsys):
@@ -71,4 +72,5 @@ def test_a_colour_mask_says_how_to_give_the_palette(folders, tiny_folder, capsys
     with pytest.raises(SystemExit):
         main(arguments(folders, tiny_folder))
     error = capsys.readouterr().err
-    assert "b.PNG" in error and "--palette" in error
+    assert "b.PNG" in error
+    assert "--palette" in error

@@ -257,7 +257,8 @@ def check_classes(run: Run) -> None:
         if not _is_named(name, synonyms):
             raise UserError(
                 f"class file {path}, line {line} ({synonyms[0]}): the data set {run.config.benchmark.name} has "
-                f"{name!r} there; write that name too, after a comma, or set benchmark.renamed={{{name!r}: {synonyms[0]!r}}}"
+                f"{name!r} there; write that name too, after a comma, or set "
+                f"benchmark.renamed={{{name!r}: {synonyms[0]!r}}}"
             )
 
 
