@@ -1,5 +1,6 @@
 """Prompt-ensemble text embeddings, computed once and kept on disk."""
 
+import difflib
 import functools
 import hashlib
 import json
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from clearclip.backbones import Backbone
 from clearclip.errors import UserError
 from clearclip.paths import atomic_write, cache_dir
-from clearclip.vocabulary import Vocabulary, load_templates
+from clearclip.vocabulary import Vocabulary, load_templates, plain
 from clearclip.weights import EMBEDDED
 
 if TYPE_CHECKING:
@@ -72,11 +73,15 @@ class TextEmbeddings:
 
     def save(self, path: str | Path) -> None:
         """Write a .safetensors file: tensor `embeddings`, metadata `names` (a JSON list) and the other fields."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         metadata = {"names": json.dumps(list(self.names)), **{key: getattr(self, key) for key in PROVENANCE}}
         with atomic_write(path) as temporary:
-            save_file({"embeddings": self.embeddings.float().contiguous().cpu()}, temporary, metadata)
+            try:
+                save_file({"embeddings": self.embeddings.float().contiguous().cpu()}, temporary, metadata)
+            except SafetensorError as error:  # a full disk, say
+                raise OSError(None, str(error), str(path)) from error
 
     @classmethod
     def load(cls, path: str | Path) -> "TextEmbeddings":
@@ -124,43 +129,45 @@ class TextEmbeddings:
         Case, spaces, hyphens and underscores do not count. A class takes those of its synonyms that are here.
         Raises UserError naming the classes of which no name is here.
         """
-        row = {_plain(name): index for index, name in reversed(list(enumerate(self.names)))}
+        row = {plain(name): index for index, name in reversed(list(enumerate(self.names)))}
         found = [
-            (row[_plain(name)], index)
+            (row[plain(name)], index)
             for name, index in zip(vocabulary.queries, vocabulary.query_class)
-            if _plain(name) in row
+            if plain(name) in row
         ]
         present = {index for _, index in found}
         missing = [name for index, name in enumerate(vocabulary.classes) if index not in present]
         if missing:
             raise UserError(
-                f"the text embeddings have no row for {', '.join(missing[:8])}{' …' if missing[8:] else ''}; add the "
-                "name that they use to that line of the class file, after a comma"
+                f"the text embeddings have no row for {', '.join(map(self._with_near, missing[:8]))}"
+                f"{' …' if missing[8:] else ''}; add the name that they use to that line of the class file, after a "
+                "comma"
             )
         rows, query_class = zip(*found)
         return self.embeddings[list(rows)], query_class
+
+    def _with_near(self, name: str) -> str:
+        """A name with those of the rows that are written like it."""
+        near = difflib.get_close_matches(name, self.names, n=2)
+        return f"{name} (near: {', '.join(near)})" if near else name
 
     def rows(self, words: Sequence[str]) -> Tensor:
         """The rows [W, dim] of words that a method scores besides the classes.
 
         Raises UserError naming those that are not here.
         """
-        row = {_plain(name): index for index, name in enumerate(self.names)}
-        if missing := [word for word in words if _plain(word) not in row]:
+        row = {plain(name): index for index, name in enumerate(self.names)}
+        if missing := [word for word in words if plain(word) not in row]:
             raise UserError(
                 f"the text embeddings have no row for {', '.join(missing[:8])}{' …' if missing[8:] else ''}, which the "
                 "method scores besides the classes; add these words to the file, or set its option words=None"
             )
-        return self.embeddings[[row[_plain(word)] for word in words]]
+        return self.embeddings[[row[plain(word)] for word in words]]
 
 
 def _identity(backbone: Backbone) -> str:
     """A backbone as "arch:tag"; the embedded image tower is OpenAI's."""
     return f"{backbone.name}:{'openai' if backbone.tag == EMBEDDED else backbone.tag}"
-
-
-def _plain(name: str) -> str:
-    return "".join(character for character in name.lower() if character not in " -_")
 
 
 def embed_names(

@@ -15,6 +15,8 @@ model = dict(
 )
 
 benchmark = dict(
+    names="bff90c8e04dda479c9dc9b58678b9bb7560b01a743e3b978152629d1a7f84ccb",
+    renamed={"person": "person with cloth people human"},
     protocol="cliper",
     published={"_delete_": True, "ViT-B-16": {method: 39.6, method + ",refine=sd21": 42.4}},
     source={

@@ -15,6 +15,13 @@ model = dict(
 )
 
 benchmark = dict(
+    names="a67403c4514fc87c6db16332074cec049d9930c5ae644fc3734dce3442eaed6d",
+    renamed={
+        "bird": "bird avian",
+        "chair": "chair seat",
+        "person": "person with clothes people human",
+        "tvmonitor": "tvmonitor screen",
+    },
     protocol="cliper",
     published={"_delete_": True, "ViT-B-16": {method: 84.3, method + ":refine=sd21": 85.5}},
     source={

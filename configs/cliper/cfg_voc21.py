@@ -15,6 +15,14 @@ model = dict(
 )
 
 benchmark = dict(
+    names="a05640cb2c079241abb33dc400cff00aeb325d780a7ccf30540a2cfc47d4f6e2",
+    renamed={
+        "background": "ground",
+        "bird": "bird avian",
+        "chair": "chair seat",
+        "person": "person with clothes people human",
+        "tvmonitor": "tvmonitor screen",
+    },
     protocol="cliper",
     published={"_delete_": True, "ViT-B-16": {method: 62.1, method + ",refine=sd21": 66.5}},
     source={

@@ -5,6 +5,7 @@ model = dict(
 )
 
 benchmark = dict(
+    names="03f221c4e407543de8621c094194d5f407c0feafd516590bbacdd52305b2867e",
     protocol="naclip",
     published={"_delete_": True, "ViT-B-16": {"NACLIP": 79.7, "NACLIP+PAMR": 83.03}},
     source={
