@@ -41,7 +41,7 @@ def test_a_data_set_of_ones_own(folders, tiny_folder, capsys):
     result = json.loads((folders / "run/result.json").read_text())
     assert (result["dataset"], result["images"], result["published"]) == ("photos", 2, None)
     assert (result["names"], result["settings"]["altered"]) == ([["field", "meadow"], ["sky"]], [])
-    assert len(result["names_hash"]) == 64 and len(result["templates"]) == 80
+    assert (len(result["names_hash"]), len(result["templates"])) == (64, 80)
 
     main([str(folders / "run/config.py"), "--work-dir", str(folders / "again"), "--fresh"])  # the same as a config
     again = json.loads((folders / "again/result.json").read_text())
@@ -62,7 +62,8 @@ def test_what_does_not_fit_is_one_sentence(more, message, folders, tiny_folder, 
         main(arguments(folders, tiny_folder, *more))
     (line,) = capsys.readouterr().err.splitlines()
     assert end.value.code == 2
-    assert line.startswith("error: ") and message in line
+    assert line.startswith("error: ")
+    assert message in line
 
 
 def test_a_colour_mask_says_how_to_give_the_palette(folders, tiny_folder, capsys):
@@ -70,4 +71,5 @@ def test_a_colour_mask_says_how_to_give_the_palette(folders, tiny_folder, capsys
     with pytest.raises(SystemExit):
         main(arguments(folders, tiny_folder))
     error = capsys.readouterr().err
-    assert "b.PNG" in error and "--palette" in error
+    assert "b.PNG" in error
+    assert "--palette" in error

@@ -228,17 +228,17 @@ def check_classes(run: Run) -> None:
     names = [
         name if _is_named(name, known) else renamed.get(name, name) for name, known in zip(names, vocabulary.names)
     ]
-    lines = class_lines(path)
+    lines, dataset = class_lines(path), run.config.benchmark.name
     for here, there in vocabulary.misplaced(names):
         raise UserError(
             f"class file {path}, line {lines[here]} ({vocabulary.classes[here]}): the data set "
-            f"{run.config.benchmark.name} has {names[here]!r} there, which is in line {lines[there]}; put the lines into "
+            f"{dataset} has {names[here]!r} there, which is in line {lines[there]}; put the lines into "
             "the order of its labels"
         )
     for line, name, synonyms in zip(lines, names, vocabulary.names):
         if not _is_named(name, synonyms):
             raise UserError(
-                f"class file {path}, line {line} ({synonyms[0]}): the data set {run.config.benchmark.name} has {name!r} "
+                f"class file {path}, line {line} ({synonyms[0]}): the data set {dataset} has {name!r} "
                 f"there; write that name too, after a comma, or set benchmark.renamed={{{name!r}: {synonyms[0]!r}}}"
             )
 
