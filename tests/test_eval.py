@@ -18,10 +18,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from clearclip.evaluation import run as evaluation
-from clearclip.evaluation.progress import ProgressHook
+from clearclip.evaluation.evaluate import Job, evaluate_all
+from clearclip.evaluation.progress import Progress
 from clearclip.evaluation.results import Result, read_result
 from clearclip.evaluation.run import backbone_settings, default_work_dir, load_config
-from clearclip.evaluation.segmentor import OpenVocabSegmentor
 from clearclip.methods import METHODS
 from clearclip.segmenter import Segmenter
 from clearclip.text import TextEmbeddings
@@ -110,7 +110,10 @@ def test_command_line(tiny_folder, data, tmp_path):
     assert done.stdout.endswith(f"images/s; {work_dir}/result.json\nappended to results.xlsx\n")
     assert f"ClearCLIP  {result['mIoU']:.2f} ± {result['interval']:.2f} (3 img)\n" in done.stdout
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {f"{work_dir}/result.json", f"{work_dir}/config.py", "results.xlsx", "results.xlsx.lock"}
+    assert left == {
+        f"{work_dir}/result.json", f"{work_dir}/config.py", "work_dirs/records/1-of-1.sqlite", "results.xlsx",
+        "results.xlsx.lock",
+    }  # fmt: skip
 
 
 def measure(segmenter, dataset, vocabulary, first, data):
@@ -485,10 +488,10 @@ def test_damaged_workbook_is_found_before_the_run(fails):
 
 
 def test_workbook_damaged_during_the_run_costs_no_result(fails, monkeypatch):
-    def damage(self, runner):
+    def damage(self):
         Path("results.xlsx").write_text("no zip archive")
 
-    monkeypatch.setattr(ProgressHook, "after_test", damage)
+    monkeypatch.setattr(Progress, "close", damage)
     error = fails("cfg_voc20")
     assert "results.xlsx is damaged" in error
     assert "the results are safe in run/result.json" in error
@@ -523,13 +526,8 @@ def test_images_may_be_resized_on_the_device(evaluate, tiny_backbone, data):
 
 
 def test_workers_only_decode_where_images_are_resized_on_the_device(evaluate, fails, monkeypatch):
-    seen = []
-    predict = OpenVocabSegmentor.predict
-    monkeypatch.setattr(
-        OpenVocabSegmentor,
-        "predict",
-        lambda self, inputs, samples: seen.extend(inputs) or predict(self, inputs, samples),
-    )
+    seen, view = [], Segmenter.view
+    monkeypatch.setattr(Segmenter, "view", lambda self, image, *rest: seen.append(image) or view(self, image, *rest))
     evaluate("cfg_voc20", resize="device")
     assert [tuple(image.shape[1:]) for image in seen] == list(SHAPES.values())
     assert "unknown resize 'gpu'; use one of cv2, device, pil" in fails("cfg_voc20", resize="gpu")
@@ -610,10 +608,11 @@ def test_an_evaluation_leaves_no_trace(tiny_folder, data):
     settings = {"backbone": f"local-dir:{tiny_folder}", "device": "cpu", "templates": "single"}
     run = load_config("voc20", settings, {"test_dataloader.num_workers": 0})
     config, variables = copy.deepcopy(run.config), dict(os.environ)
-    first = evaluation.evaluate(run, "one")
+    (first,) = evaluate_all(Job([run], records=Path("one")))
     assert run.config == config
     assert dict(os.environ) == variables
-    assert scores(evaluation.evaluate(run, "two")) == scores(first)
+    (second,) = evaluate_all(Job([run], records=Path("two")))
+    assert scores(first.result) == scores(second.result)
 
 
 def test_mmengine_runs_a_config_by_itself(tiny_folder, evaluate):

@@ -19,9 +19,11 @@ from mmseg.registry import DATASETS, METRICS
 
 import clearclip
 from clearclip.backbones import Backbone, load_backbone
+from clearclip.errors import UserError
 from clearclip.evaluation.confusion import Confusions
 from clearclip.evaluation.datasets import building, check_dataset
-from clearclip.evaluation.passes import Benchmark, Pass, Work, evaluate, plan
+from clearclip.evaluation.passes import Benchmark, Pass, Work, evaluate, fingerprint, plan
+from clearclip.evaluation.pictures import Pictures
 from clearclip.evaluation.progress import Progress
 from clearclip.evaluation.results import Result, write_result
 from clearclip.evaluation.run import (
@@ -35,9 +37,10 @@ from clearclip.evaluation.run import (
     versions,
     write_config,
 )
+from clearclip.evaluation.segmentor import ClassIoUMetric
 from clearclip.evaluation.shards import Shards, Share
-from clearclip.methods import METHODS
-from clearclip.refine import REFINEMENTS
+from clearclip.methods import METHODS, Method
+from clearclip.refine import REFINEMENTS, Refinement
 from clearclip.registry import Choice, Registry
 from clearclip.segmenter import Segmenter
 from clearclip.text import Queries
@@ -157,14 +160,17 @@ def _prepare(job: Job, one: Pass, backbone: Backbone, shards: Shards) -> tuple[l
             mine = one.samples(position, job.share)
             if job.fresh:
                 ledger.clear(mine)
-            missing = ledger.missing(mine)
+            missing = mine if job.show_dir else ledger.missing(mine)  # pictures are wanted of all
             if len(missing) < len(mine):
                 say(
                     f"{run.config.benchmark.name}, {run.method}: {len(mine) - len(missing)} of {len(mine)} images are "
                     "counted already; --fresh counts them again"
                 )
             decoder = segmenter.decoder(queries)
-            works.append(Work(run, segmenter, queries, decoder, benchmark, position, ledger, set(missing)))
+            pictures = Pictures(job.show_dir) if job.show_dir else None
+            works.append(
+                Work(run, segmenter, queries, decoder, benchmark, position, ledger, set(missing), pictures=pictures)
+            )
         except Exception as error:
             failed.append(Outcome(run, error=error))
     return works, failed
@@ -179,14 +185,30 @@ def open_benchmark(run: Run, opened: dict[str, Benchmark]) -> Benchmark:
     key = repr((settings, ignore_index))
     if key not in opened:
         check_dataset(run)
+        build_metric(run)
         with building(run):
             dataset = DATASETS.build({**settings, "_scope_": "mmseg"})
         root = Path(settings.data_root).absolute()
-        pictures = [Path(dataset.get_data_info(index)["img_path"]).absolute() for index in range(len(dataset))]
-        samples = tuple(Path(os.path.relpath(path, root)).as_posix() for path in pictures)
+        samples = tuple(_sample(dataset.get_data_info(index), root) for index in range(len(dataset)))
         opened[key] = Benchmark(settings, dataset, ignore_index, samples)
     check_classes(run)
     return opened[key]
+
+
+def _sample(info: dict[str, Any], root: Path) -> str:
+    """The id of an image: where it is in its data set, and a checksum, for files that are replaced count again."""
+    image, labels = info["img_path"], info.get("seg_map_path")
+    files = [path for path in (image, labels) if path and os.path.isfile(path)]
+    return f"{Path(os.path.relpath(image, root)).as_posix()}#{fingerprint(*files):08x}"
+
+
+def build_metric(run: Run) -> Any:
+    """The evaluator of a run. Raises UserError for one that does not count areas."""
+    with building(run):
+        metric = METRICS.build({**run.config.test_evaluator, "_scope_": "mmseg"})
+    if not isinstance(metric, ClassIoUMetric):
+        raise UserError(f"{run.path}: test_evaluator must be a ClassIoUMetric; MMEngine's own Runner runs others")
+    return metric
 
 
 def measured(run: Run, benchmark: Benchmark, confusions: Confusions, pixels: Sequence[int]) -> dict[str, Any]:
@@ -194,8 +216,7 @@ def measured(run: Run, benchmark: Benchmark, confusions: Confusions, pixels: Seq
 
     Raises UserError for label maps that cannot be what they were meant to be.
     """
-    with building(run):
-        metric = METRICS.build({**run.config.test_evaluator, "_scope_": "mmseg"})
+    metric = build_metric(run)
     metric.dataset_meta = benchmark.dataset.metainfo
     areas = confusions.areas()
     ignored = np.array(pixels) - areas[:, 3].sum(axis=1)
@@ -236,13 +257,14 @@ def _queries(run: Run, segmenter: Segmenter, texts: dict[str, Queries]) -> Queri
 def identity(run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchmark) -> dict[str, Any]:
     """All that decides a label of a run: where any of it differs, records are kept apart."""
     backbone = segmenter.backbone
+    parts: list[Method | Refinement] = [segmenter.method, *segmenter.refinements]
     return {
-        "code": source_hash((type(segmenter.method), *map(type, segmenter.refinements))),
+        "code": source_hash(tuple(map(type, parts))),
         "weights": {
             "backbone": backbone.name,
             "hash": backbone.content_hash,
             "position": backbone.position,
-            "others": [part.files() for part in (segmenter.method, *segmenter.refinements)],
+            "others": [part.files() for part in parts],
         },
         "precision": str(backbone.dtype).removeprefix("torch."),
         "device": segmenter.device.type,
@@ -276,16 +298,16 @@ def finish(job: Job, work: Work) -> Result:
     seconds = sum(image.seconds or 0.0 for image in images)
     pixels = [image.size[0] * image.size[1] for image in images]
     found = measured(run, work.benchmark, work.ledger.confusions(samples), pixels)
-    result = (
-        describe(run, work.segmenter)
-        | found
-        | dict(
-            date=datetime.now().astimezone().isoformat(timespec="seconds"),
-            images=len(images),
-            seconds=round(seconds, 2),
-            images_per_second=round(len(images) / seconds, 3) if seconds else 0.0,
-        )
+    known = describe(run, work.segmenter) | found
+    known |= dict(
+        date=datetime.now().astimezone().isoformat(timespec="seconds"),
+        images=len(images),
+        seconds=round(seconds, 2),
+        images_per_second=round(len(images) / seconds, 3) if seconds else 0.0,
+        record=work.ledger.run.key,
+        text_hash=work.ledger.run.identity["text"],
     )
+    result: Result = known  # type: ignore[assignment]
     folder = work_dir(job, run)
     write_result(result, folder)
     write_config(run, folder / "config.py")

@@ -28,6 +28,7 @@ from torch import Tensor
 from clearclip.decode import LabelDecoder, tally
 from clearclip.errors import UserError
 from clearclip.evaluation.confusion import Confusion
+from clearclip.evaluation.pictures import Pictures
 from clearclip.evaluation.records import ImageRecord
 from clearclip.evaluation.run import Run, backbone_settings
 from clearclip.evaluation.shards import Ledger, Share
@@ -46,7 +47,7 @@ class Benchmark:
         settings: of MMSegmentation's data set.
         dataset: the same, built, with its pipeline.
         ignore_index: the label that counts nowhere.
-        samples: an id for each image: its path below the data root.
+        samples: an id for each image: its path below the data root, and what its file and its labels are like.
     """
 
     settings: dict[str, Any]
@@ -133,19 +134,27 @@ def _joined(sets: list[set]) -> list[list[int]]:
 
 
 def _fingerprints(benchmark: Benchmark) -> list[tuple]:
-    """What tells each picture from others, wherever copies of it lie: its name, its size and both ends of its file."""
+    """What tells each picture from others, wherever copies of it lie: its name, and what its file is like."""
     seen: dict[tuple, int] = defaultdict(int)
     prints = []
     for index in range(len(benchmark.dataset)):
         path = Path(benchmark.dataset.get_data_info(index)["img_path"])
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            ends = zlib.crc32(file.read(EDGE))
-            file.seek(max(0, size - EDGE))
-            print_ = (path.name, size, zlib.crc32(file.read(EDGE), ends))
+        print_ = (path.name, fingerprint(path))
         seen[print_] += 1
         prints.append((*print_, seen[print_]))  # a data set may have a picture twice
     return prints
+
+
+def fingerprint(*paths: str | Path) -> int:
+    """A checksum of the sizes of files and of both ends of each: other content would change it."""
+    checksum = 0
+    for path in paths:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            checksum = zlib.crc32(file.read(EDGE), zlib.crc32(str(size).encode(), checksum))
+            file.seek(max(0, size - EDGE))
+            checksum = zlib.crc32(file.read(EDGE), checksum)
+    return checksum
 
 
 @dataclass
@@ -161,6 +170,7 @@ class Work:
     ledger: Ledger
     missing: set[str] = field(default_factory=set)  # samples that this process is to count
     error: Exception | None = None  # what ended it; the other runs of the pass go on
+    pictures: Pictures | None = None  # where it shows what it saw
 
 
 class Interrupted(Exception):
@@ -291,6 +301,8 @@ def _count_alike(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]])
         for view, one, (_, loaded) in zip(views, dense, batch):
             labels = work.segmenter.decode(view, one, work.queries, work.decoder).labels
             truth = loaded[work.position]["data_samples"].gt_sem_seg.data[0].to(labels.device, non_blocking=True)
+            if work.pictures:
+                _show(work, loaded[work.position], labels, truth)
             counts.append(count(labels, truth, len(work.benchmark.classes), work.benchmark.ignore_index, one.finite))
     downloaded = [part.numpy() for part in torch.cat(counts).cpu().split([len(part) for part in counts])]
     seconds = (time.perf_counter() - start) / len(downloaded)
@@ -299,6 +311,13 @@ def _count_alike(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]])
     for work, mine in zip(works, records):
         work.ledger.add(mine)
         work.missing -= {record.sample for record in mine}
+
+
+def _show(work: Work, packed: Any, labels: Tensor, truth: Tensor) -> None:
+    assert work.pictures is not None
+    dataset, rgb = work.benchmark.dataset, packed["inputs"].flip(0).permute(1, 2, 0).cpu().numpy()
+    inside = os.path.relpath(packed["data_samples"].img_path, dataset.data_prefix["img_path"])
+    work.pictures.save(inside, rgb, truth.cpu().numpy(), labels.cpu().numpy(), work.benchmark.classes)
 
 
 def count(labels: Tensor, truth: Tensor, classes: int, ignore_index: int, finite: Tensor) -> Tensor:
