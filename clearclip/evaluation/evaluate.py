@@ -47,7 +47,7 @@ from clearclip.text import Queries
 from clearclip.vocabulary import load_vocabulary
 
 RECORDS = Path("work_dirs") / "records"
-TEXT = ("vocabulary", "templates", "text_embeddings", "logit_scale")  # what decides a method's queries
+TEXT = ("vocabulary", "templates", "text_embeddings", "text_names", "logit_scale")  # what decides a method's queries
 ELSEWHERE = ("data_root", "indices")  # of a data set's settings: where it lies, how much of it is asked for
 POLL_SECONDS = 0.5  # how often rank 0 looks whether the others are done
 
