@@ -69,7 +69,9 @@ def plan(arguments: argparse.Namespace) -> tuple[list["Run"], list[UserError]]:
     overrides = parse_options(arguments.cfg_options)
     methods = list(dict.fromkeys(str(Spec.parse(method)) for method in arguments.methods))
     present, missing = [], []
-    for path in config_paths(arguments.datasets or list(BENCHMARKS), arguments.protocol):
+    there = benchmarks(arguments.protocol)  # none of "all"
+    datasets = arguments.datasets or [name for name in BENCHMARKS if name in there] or list(BENCHMARKS)
+    for path in config_paths(datasets, arguments.protocol):
         run = load_config(path, overrides=overrides, limit=arguments.limit)
         try:
             note = left_aside(check_dataset(run))
