@@ -261,9 +261,10 @@ def describe(run: Run, segmenter: Segmenter) -> dict[str, Any]:
     model, benchmark = run.config.model, run.config.benchmark
     backbone, text = segmenter.backbone, _text_source(run, segmenter.backbone)
     vocabulary = load_vocabulary(model.vocabulary)
-    # Published numbers are those of OpenAI's weights, or of a copy of them, under the protocol as it stands.
-    comparable = backbone.tag in ("openai", EMBEDDED) and text != "student" and not run.altered
-    published = benchmark.get("published", {}).get(backbone.name, {}) if comparable else {}
+    # Published numbers are those of OpenAI's weights, or of a copy of them, where the config names no others.
+    weights = backbone.name if backbone.tag in ("openai", EMBEDDED) else f"{backbone.name} {backbone.tag}"
+    comparable = text != "student" and not run.altered
+    published = benchmark.get("published", {}).get(weights, {}) if comparable else {}
     part = run.config.test_dataloader.dataset.get("indices") is not None
     return dict(
         method=run.method,
