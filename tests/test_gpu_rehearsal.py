@@ -7,17 +7,19 @@ mask, `torch.equal`, the length of a `bincount`.
 import copy
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from clearclip import decode
+from clearclip import decode, vision
 from clearclip.evaluation.passes import count
 from clearclip.masks import MaskProvider, Masks
 from clearclip.methods import corrclip, list_methods, textregion
 from clearclip.refine import REFINEMENTS, mapvote
 from clearclip.segmenter import Segmenter
 from clearclip.text import Queries
+from clearclip.vision import TimmViT
 
 CUDA = torch.device("cuda:0")
 NETWORKS = {"vfm", "masks", "sam"}  # options that name another network
@@ -47,6 +49,11 @@ def rehearse(deep_backbone, monkeypatch):
 
     def rehearse(spec, classes=20, **settings):
         mode = FakeTensorMode()
+        torch.manual_seed(0)
+        network = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True)
+        eyes = on_fake_gpu(TimmViT(network, torch.device("cpu"), torch.float32), mode)
+        eyes.device, eyes.dtype, eyes.embedding = CUDA, torch.float16, mode.from_tensor(eyes.embedding)
+        monkeypatch.setattr(vision, "load_vision_model", lambda *arguments: eyes)
         backbone = on_fake_gpu(copy.deepcopy(deep_backbone), mode)
         backbone.device, backbone.dtype = CUDA, torch.float16
         with mode:
@@ -67,7 +74,10 @@ def rehearse(deep_backbone, monkeypatch):
     return rehearse
 
 
-@pytest.mark.parametrize("spec", METHODS + REFINED)
+SEEN = [f"{name}:vfm=test_vit" for name in ("ProxyCLIP", "GLA-CLIP", "LPOSS")] + ["ClearCLIP+LP:vfm=test_vit"]
+
+
+@pytest.mark.parametrize("spec", METHODS + REFINED + SEEN)
 def test_nothing_waits_and_no_device_is_mixed(spec, rehearse):
     labels, counts = rehearse(spec)
     for one, shape in zip(labels, ((120, 160), (110, 100))):

@@ -137,6 +137,16 @@ def test_differences_are_those_of_the_records(tiny_folder, capsys):
     assert "voc20 vs NACLIP" in [cell.value for cell in sheet[1]]
 
 
+def test_without_records_there_is_no_difference(tiny_folder, monkeypatch, capsys):
+    monkeypatch.setattr(table.Comparison, "__init__", lambda self, against, records: self.__dict__.update(
+        against=against, records=Path("elsewhere"), references=[], opened={}))  # fmt: skip
+    arguments = ["--backbones", f"local-dir:{tiny_folder}", "--datasets", "voc20", *FAST]
+    table.main(["--methods", "CLIP", "NACLIP", *arguments])
+    out, err = capsys.readouterr()
+    assert "NACLIP is not compared with CLIP" in err
+    assert "vs CLIP" not in out
+
+
 def test_a_grid_in_one_pass_with_its_pivot_table(tiny_folder, capsys):
     arguments = ["--backbones", f"local-dir:{tiny_folder}", "--datasets", "voc20", "--markdown", "t.md", *FAST]
     table.main(["--grid", "ClearCLIP:attention=qq|kk,residual=0|1", *arguments])

@@ -32,6 +32,7 @@ OPTIONS = {
     "CorrCLIP": f":masks=masks,{VIT}",
     "TextRegion": ":masks=masks,tile=64",
 }
+REFINED = {"CorrCLIP": "+MAPVOTE:masks=masks"}  # what its own config has besides
 VARIANTS = [  # a method with more to it, and the one that it must differ from
     ("ClearCLIP+PAMR", "ClearCLIP"),
     (f"ClearCLIP+LP:{VIT}", "ClearCLIP"),
@@ -151,9 +152,11 @@ def test_variants(variant, plain, measure, known):
 
 @pytest.mark.parametrize("protocol", sorted(path.name for path in CONFIGS.iterdir() if path.is_dir()))
 def test_protocols(protocol, evaluate):
-    """A method's own config as it stands, but for the size of images and the templates."""
-    method = {"proxyclip": ["--method", f"ProxyCLIP{OPTIONS['ProxyCLIP']}"]}.get(protocol, [])
-    result = evaluate(f"{protocol}/cfg_voc21", *method, side=112, templates="single")
-    assert result["method"].lower().startswith(protocol)
-    assert (result["protocol"], result["dataset"], result["images"]) == (protocol, "voc21", len(SHAPES))
+    """A method's own config as it stands, but for the networks, the size of images and the templates."""
+    (name,) = [name for name in NAMES if name.lower() == protocol]
+    dataset = "voc20" if protocol == "radseg" else "voc21"  # RADSeg has none with a background
+    method = ["--method", name + OPTIONS[name] + REFINED.get(name, "")] if name in OPTIONS else []
+    result = evaluate(f"{protocol}/cfg_{dataset}", *method, side=112, templates="single")
+    assert result["method"].startswith(name)
+    assert (result["protocol"], result["dataset"], result["images"]) == (protocol, dataset, len(SHAPES))
     assert 0 <= result["mIoU"] <= 100

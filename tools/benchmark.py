@@ -106,7 +106,7 @@ def run_passes(arguments, folder):
         equal = "equal in every digit" if row["scores_equal"] else "NOT EQUAL"
         print(
             f"{name}: {row['runs']} single runs {row['single_s']:.1f} s, one pass {row['pass_s']:.1f} s, "
-            f"{row['ratio']:.1f}x; scores {equal}",
+            f"{row['ratio']:.1f}x, of the cores' time {row['cpu_ratio']:.1f}x; scores {equal}",
             flush=True,
         )
     return rows

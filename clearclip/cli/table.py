@@ -40,7 +40,7 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     )
     parser.add_argument(
         "--against", metavar="METHOD",
-        help="what the others are compared with, on the same images (default: the first of --methods)",
+        help="what the others are compared with, on the same images; evaluated as well (default: the first)",
     )  # fmt: skip
     add_evaluation(parser)
     add_sharing(parser)
@@ -110,8 +110,12 @@ class Comparison:
         reference = next((one for one in self.references if comparable(result, one)), None)
         if reference is None:
             return result
-        samples = open_benchmark(run, self.opened).samples
-        gain = difference(result, reference, samples, self.records)
+        try:
+            samples = open_benchmark(run, self.opened).samples
+            gain = difference(result, reference, samples, self.records)
+        except (UserError, KeyError) as error:  # say, records that were moved away meanwhile
+            print(f"{result['method']} is not compared with {self.against}: {one_line(error)}", file=sys.stderr)
+            return result
         return {**result, "differences": {self.against: gain}}
 
 

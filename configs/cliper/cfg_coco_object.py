@@ -8,6 +8,7 @@ model = dict(
     method=method,
     vocabulary="{{ fileDirname }}/cls_coco_object.txt",
     short_side=336,
+    resize="pil",
     crop=0,
     logit_scale=50.0,
     threshold=0.3,

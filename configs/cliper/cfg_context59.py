@@ -1,14 +1,16 @@
 _base_ = "../cfg_context59.py"
 
-# ViT-L-14: --backbone ViT-L-14 --method CLIPer:select=-2,attention_threshold=0.2,score_threshold=0.45 \
+# ViT-L-14: --backbone ViT-L-14 \
+#   --method CLIPer:select=-2,attention_threshold=0.2,score_threshold=0.45,words=background \
 #   --cfg-options model.logit_scale=100 model.threshold=0.45
-method = "CLIPer:attention_threshold=0.2,score_threshold=0.3,window=224"
+method = "CLIPer:attention_threshold=0.2,score_threshold=0.3,window=224,words=background"
 
 model = dict(
     method=method,
     vocabulary="{{ fileDirname }}/cls_context59.txt",
     templates="car15",
     short_side=336,
+    resize="pil",
     crop=0,
     logit_scale=100.0,
     threshold=0.3,

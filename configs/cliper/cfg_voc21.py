@@ -9,6 +9,7 @@ model = dict(
     vocabulary="{{ fileDirname }}/cls_voc21.txt",
     templates="car15",
     short_side=336,
+    resize="pil",
     crop=0,
     logit_scale=100.0,
     threshold=0.6,

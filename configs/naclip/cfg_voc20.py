@@ -1,7 +1,12 @@
 _base_ = "../cfg_voc20.py"
 
 model = dict(
-    method="NACLIP", vocabulary="{{ fileDirname }}/../sclip/cls_voc20.txt", short_side=336, crop=0, logit_scale=40.0
+    method="NACLIP",
+    vocabulary="{{ fileDirname }}/../sclip/cls_voc20.txt",
+    short_side=336,
+    crop=0,
+    two_steps=True,
+    logit_scale=40.0,
 )
 
 benchmark = dict(

@@ -5,6 +5,7 @@ model = dict(
     vocabulary="{{ fileDirname }}/../sclip/cls_voc21.txt",
     short_side=336,
     crop=0,
+    two_steps=True,
     logit_scale=40.0,
     threshold=0.1,
 )

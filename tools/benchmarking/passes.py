@@ -7,6 +7,7 @@ start of a process and the loading of weights, which single runs would pay each 
 import contextlib
 import os
 import time
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -64,28 +65,42 @@ def measure_runs(name, benchmarks, methods, backbone, folder):
             mock.patch.object(evaluate, "say"),
         ):
             timed([runs[:1]], folder / "warm-up")
-            alone, alone_s = timed([[run] for run in runs], folder / name / "alone")
-            together, together_s = timed([runs], folder / name / "together")
+            before = timed([runs], folder / name / "before")
+            alone = timed([[run] for run in runs], folder / name / "alone")
+            after = timed([runs], folder / name / "after")
     return dict(
         case=name,
         runs=len(runs),
         device=backbone.device.type,
-        single_s=alone_s,
-        pass_s=together_s,
-        ratio=alone_s / together_s,
-        scores_equal=alone == together,
+        **compared("", alone.seconds, before.seconds, after.seconds),
+        **compared("cpu_", alone.cpu_seconds, before.cpu_seconds, after.cpu_seconds),
+        scores_equal=alone.scores == before.scores == after.scores,
     )
 
 
+def compared(prefix, alone, before, after):
+    """Single runs beside the mean of a pass before and one after them: what else the machine does falls on both."""
+    together = (before + after) / 2
+    return {f"{prefix}single_s": alone, f"{prefix}pass_s": together, f"{prefix}ratio": alone / together}
+
+
+class Timed(NamedTuple):
+    """What runs gave, the seconds that passed, and those of all cores."""
+
+    scores: list
+    seconds: float
+    cpu_seconds: float
+
+
 def timed(jobs, records):
-    """The scores of all runs, and the seconds that they took. Each job has records of its own."""
-    start = time.perf_counter()
+    """The scores of all runs, and what they took. Each job has records of its own."""
+    start, cpu_start = time.perf_counter(), time.process_time()
     outcomes = []
     for number, runs in enumerate(jobs):
         outcomes += evaluate_all(Job(runs, records=records / str(number)))
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     for outcome in outcomes:
         if outcome.error:
             raise outcome.error
     scores = [{key: outcome.result[key] for key in SCORES} for outcome in outcomes]
-    return plain(scores), seconds  # None for NaN, which equals nothing
+    return Timed(plain(scores), seconds, cpu_seconds)  # None for NaN, which equals nothing
