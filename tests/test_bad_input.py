@@ -188,7 +188,7 @@ def test_work_dirs_tell_namesakes_apart():
 def test_python_without_pip_is_said(tmp_path, monkeypatch):
     ended = subprocess.CompletedProcess([], 1, "", "/usr/bin/python3: No module named pip\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
-    with pytest.raises(UserError, match="No module named pip: run `.* -m ensurepip`"):
+    with pytest.raises(UserError, match=r"No module named pip: run `.* -m ensurepip`"):
         fetch(SENTENCES, tmp_path)
 
 

