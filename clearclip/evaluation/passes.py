@@ -28,6 +28,8 @@ from torch import Tensor
 from clearclip.decode import LabelDecoder
 from clearclip.errors import UserError
 from clearclip.evaluation.confusion import Confusion
+from clearclip.evaluation.evaluators import Evaluators
+from clearclip.evaluation.pictures import Pictures
 from clearclip.evaluation.records import ImageRecord
 from clearclip.evaluation.run import Run, backbone_settings
 from clearclip.evaluation.shards import Ledger, Share
@@ -45,14 +47,18 @@ class Benchmark:
     Attributes:
         settings: of MMSegmentation's data set.
         dataset: the same, built, with its pipeline.
-        ignore_index: the label that counts nowhere.
+        evaluators: its metrics.
         samples: an id for each image: its path below the data root.
     """
 
     settings: dict[str, Any]
     dataset: BaseSegDataset
-    ignore_index: int
+    evaluators: Evaluators
     samples: tuple[str, ...]
+
+    def path(self, sample: str) -> Path:
+        """The file of an image."""
+        return Path(self.settings["data_root"]) / sample
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -138,11 +144,14 @@ def _fingerprints(benchmark: Benchmark) -> list[tuple]:
     prints = []
     for index in range(len(benchmark.dataset)):
         path = Path(benchmark.dataset.get_data_info(index)["img_path"])
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            ends = zlib.crc32(file.read(EDGE))
-            file.seek(max(0, size - EDGE))
-            print_ = (path.name, size, zlib.crc32(file.read(EDGE), ends))
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                ends = zlib.crc32(file.read(EDGE))
+                file.seek(max(0, size - EDGE))
+                print_ = (path.name, size, zlib.crc32(file.read(EDGE), ends))
+        except OSError as error:
+            raise UserError(f"image {path} cannot be read ({error.strerror}): make it readable") from error
         seen[print_] += 1
         prints.append((*print_, seen[print_]))  # a data set may have a picture twice
     return prints
@@ -160,6 +169,8 @@ class Work:
     position: int  # of the benchmark in the pass
     ledger: Ledger
     missing: set[str] = field(default_factory=set)  # samples that this process is to count
+    pictures: Pictures | None = None
+    undrawn: set[str] = field(default_factory=set)  # samples that it is to draw
     error: Exception | None = None  # what ended it; the other runs of the pass go on
 
 
@@ -193,7 +204,10 @@ def evaluate(one: Pass, works: Sequence[Work], batch_size: int, threads: int) ->
 
 def _wants(work: Work, picture: Picture) -> bool:
     place = picture.places.get(work.position)
-    return place is not None and work.error is None and work.benchmark.samples[place] in work.missing
+    if place is None or work.error is not None:
+        return False
+    sample = work.benchmark.samples[place]
+    return sample in work.missing or sample in work.undrawn
 
 
 def load(one: Pass, picture: Picture) -> tuple[Picture, Loaded]:
@@ -268,12 +282,23 @@ def _count_or_fail(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]
     try:
         if sound:
             _count_alike(sound, batch)
+        return
     except Exception as error:
         if len(sound) == 1:
-            sound[0].error = error
+            sound[0].error = _explained(error)
             return
-        for work in sound:
-            _count_or_fail([work], batch)
+    for work in sound:  # here, where the error no longer holds the memory of what failed
+        _count_or_fail([work], batch)
+
+
+def _explained(error: Exception) -> Exception:
+    """The same, or a sentence where memory is too small."""
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return error
+    return UserError(
+        f"out of memory ({' '.join(str(error).split()) or 'of the CPU'}): use a smaller test_dataloader.batch_size or "
+        "model.window_batch, or a GPU with more"
+    )
 
 
 @torch.inference_mode()
@@ -287,18 +312,27 @@ def _count_alike(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]])
         views.append(first.view(packed["inputs"].flip(0), sample.ori_shape, sample.get("img_path")))
     seen = look_together([(work.segmenter, work.queries) for work in works], views)
     counts: list[Tensor] = []
+    extras: list[dict | None] = []
     for work, dense in zip(works, seen):
         for view, one, (_, loaded) in zip(views, dense, batch):
             labels = work.segmenter.decode(view, one, work.queries, work.decoder).labels
-            truth = loaded[work.position]["data_samples"].gt_sem_seg.data[0].to(labels.device, non_blocking=True)
-            counts.append(count(labels, truth, len(work.benchmark.classes), work.benchmark.ignore_index, one.finite))
+            inputs, sample = loaded[work.position]["inputs"], loaded[work.position]["data_samples"]
+            truth, evaluators = sample.gt_sem_seg.data[0], work.benchmark.evaluators
+            known = truth.to(labels.device, non_blocking=True)
+            counts.append(count(labels, known, len(work.benchmark.classes), evaluators.ignore_index, one.finite))
+            kept = evaluators.see(inputs, sample, labels)
+            extras.append(None if kept is None else {"evaluators": kept})
+            if work.pictures:
+                rgb = inputs.flip(0).permute(1, 2, 0).numpy()
+                work.pictures.save(sample.img_path, rgb, truth.numpy(), labels.cpu().numpy())
     downloaded = [part.numpy() for part in torch.cat(counts).cpu().split([len(part) for part in counts])]
     seconds = (time.perf_counter() - start) / len(downloaded)
-    numbers = iter(downloaded)
-    records = [[_record(work, *item, next(numbers), seconds) for item in batch] for work in works]
+    numbers, noted = iter(downloaded), iter(extras)
+    records = [[_record(work, *item, next(numbers), seconds, next(noted)) for item in batch] for work in works]
     for work, mine in zip(works, records):
-        work.ledger.add(mine)
+        work.ledger.add([record for record in mine if record.sample in work.missing])
         work.missing -= {record.sample for record in mine}
+        work.undrawn -= {record.sample for record in mine}
 
 
 def count(labels: Tensor, truth: Tensor, classes: int, ignore_index: int, finite: Tensor) -> Tensor:
@@ -318,7 +352,9 @@ def count(labels: Tensor, truth: Tensor, classes: int, ignore_index: int, finite
     return counts
 
 
-def _record(work: Work, picture: Picture, loaded: Loaded, counts: np.ndarray, seconds: float) -> ImageRecord:
+def _record(
+    work: Work, picture: Picture, loaded: Loaded, counts: np.ndarray, seconds: float, extra: dict | None
+) -> ImageRecord:
     """The record of one image. Raises UserError for a label that is no class and for scores that were not finite."""
     sample = loaded[work.position]["data_samples"]
     classes = len(work.benchmark.classes)
@@ -330,12 +366,13 @@ def _record(work: Work, picture: Picture, loaded: Loaded, counts: np.ndarray, se
     if counts[-2]:
         raise UserError(_strange_label(work, sample))
     confusion = Confusion.of(counts[:-2].reshape(classes, classes + 1))
-    return ImageRecord(work.benchmark.samples[picture.places[work.position]], confusion, sample.ori_shape, seconds)
+    name = work.benchmark.samples[picture.places[work.position]]
+    return ImageRecord(name, confusion, sample.ori_shape, seconds, extra)
 
 
 def _strange_label(work: Work, sample: Any) -> str:
     first = int(bool(sample.get("reduce_zero_label")))  # the file's labels, of which the data set takes 1 off
-    classes, ignored = len(work.benchmark.classes), work.benchmark.ignore_index
+    classes, ignored = len(work.benchmark.classes), work.benchmark.evaluators.ignore_index
     truth = sample.gt_sem_seg.data.int()
     value = truth[((truth < 0) | (truth >= classes)) & (truth != ignored)][0].item() + first
     return (

@@ -1,7 +1,5 @@
 """`Segmenter` as an MMSegmentation segmentor, with its metric and a hook that saves what it saw."""
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,14 +17,13 @@ from mmseg.evaluation import IoUMetric
 from mmseg.models import BaseSegmentor
 from mmseg.registry import METRICS, MODELS
 from mmseg.structures import SegDataSample
-from PIL import Image
 from torch import Tensor, nn
 
 from clearclip.errors import UserError
 from clearclip.evaluation.loading import REMEDY
+from clearclip.evaluation.pictures import Pictures
 from clearclip.evaluation.statistics import bootstrap
 from clearclip.segmenter import Segmenter
-from clearclip.visualize import overlay, sheet
 from clearclip.vocabulary import load_vocabulary
 
 METRIC_NAMES = {"mIoU", "mDice", "mFscore"}
@@ -214,30 +211,15 @@ class SaveOverlayHook(Hook):
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
-        self.said = False
+        self.pictures: Pictures | None = None
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[SegDataSample] = ()
     ) -> None:
-        dataset = runner.test_dataloader.dataset
-        for image, sample in zip(data_batch["inputs"], outputs):
-            inside = os.path.relpath(sample.img_path, dataset.data_prefix["img_path"])
-            path = (self.folder / inside).with_suffix(".png")
-            try:
-                self._save(image, sample, dataset.metainfo["classes"], path)
-            except (OSError, UserError) as error:
-                if not self.said:
-                    print(f"no picture {path} ({error}); the evaluation goes on", file=sys.stderr)
-                self.said = True
-
-    def _save(self, image: Tensor, sample: SegDataSample, names: Sequence[str], path: Path) -> None:
-        """`image` is BGR [3, H, W], as it was loaded."""
-        rgb = image.flip(0).permute(1, 2, 0).cpu().numpy()
-        truth, labels = (s.data[0].cpu().numpy() for s in (sample.gt_sem_seg, sample.pred_sem_seg))
-        shown: list[tuple[str, np.ndarray | Image.Image]] = [
-            ("image", rgb),
-            ("ground truth", overlay(rgb, truth, names)),
-            ("prediction", overlay(rgb, labels, names)),
-        ]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet([shown]).save(path)
+        if self.pictures is None:
+            dataset = runner.test_dataloader.dataset
+            self.pictures = Pictures(self.folder, dataset.data_prefix["img_path"], dataset.metainfo["classes"])
+        for image, sample in zip(data_batch["inputs"], outputs):  # BGR [3, H, W], as it was loaded
+            rgb = image.flip(0).permute(1, 2, 0).cpu().numpy()
+            truth, labels = (part.data[0].cpu().numpy() for part in (sample.gt_sem_seg, sample.pred_sem_seg))
+            self.pictures.save(sample.img_path, rgb, truth, labels)
