@@ -80,12 +80,13 @@ def evaluate_one(arguments: argparse.Namespace) -> None:
 
     with stoppable():
         (outcome,) = evaluate_all(job)
-    if outcome.error:
-        raise outcome.error
     if outcome.result:
         result, saved = outcome.result, f"{work_dir(job, run)}/result.json"
         print(as_text(table([result])))
         print(f"aAcc {result['aAcc']:.2f}, {result['images_per_second']:.2f} images/s; {saved}", flush=True)
+    if outcome.error:
+        raise outcome.error
+    if outcome.result:
         append_results([result], arguments.results, saved_at=saved)
         print(f"appended to {arguments.results}")
     elif reports:

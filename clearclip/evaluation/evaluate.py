@@ -14,21 +14,19 @@ from typing import Any
 
 import clearclip.evaluation.mmseg
 
-import numpy as np
-from mmseg.registry import DATASETS, METRICS
+from mmseg.registry import DATASETS
 
 import clearclip
 from clearclip.backbones import Backbone, load_backbone
 from clearclip.errors import UserError
-from clearclip.evaluation.confusion import Confusions
 from clearclip.evaluation.datasets import building, check_dataset
+from clearclip.evaluation.evaluators import Evaluators, check_runnable
 from clearclip.evaluation.passes import Benchmark, Pass, Work, evaluate, fingerprint, plan
 from clearclip.evaluation.pictures import Pictures
 from clearclip.evaluation.progress import Progress
 from clearclip.evaluation.results import Result, write_result
 from clearclip.evaluation.run import (
     NUMBERS,
-    SCORES,
     Run,
     backbone_settings,
     check_classes,
@@ -37,7 +35,6 @@ from clearclip.evaluation.run import (
     versions,
     write_config,
 )
-from clearclip.evaluation.segmentor import ClassIoUMetric
 from clearclip.evaluation.shards import Shards, Share
 from clearclip.methods import METHODS, Method
 from clearclip.refine import REFINEMENTS, Refinement
@@ -49,6 +46,7 @@ from clearclip.vocabulary import load_vocabulary
 RECORDS = Path("work_dirs") / "records"
 TEXT = ("vocabulary", "templates", "text_embeddings", "text_names", "logit_scale")  # what decides a method's queries
 ELSEWHERE = ("data_root", "indices")  # of a data set's settings: where it lies, how much of it is asked for
+PATIENCE = 1800.0  # the first batch of another process may have to compile a network
 POLL_SECONDS = 0.5  # how often rank 0 looks whether the others are done
 
 
@@ -65,6 +63,7 @@ class Job:
         awaited: the part whose images it waits for before it does, its own by default.
         fresh: count again what is counted already.
         show_dir: a folder for pictures of what was seen.
+        patience: seconds to wait while no awaited image comes.
     """
 
     runs: Sequence[Run]
@@ -75,6 +74,7 @@ class Job:
     awaited: Share | None = None
     fresh: bool = False
     show_dir: Path | None = None
+    patience: float = PATIENCE
 
 
 def say(line: str) -> None:
@@ -84,7 +84,10 @@ def say(line: str) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run: its result, or what went wrong, or neither where other processes have images left."""
+    """What became of a run: its result, or what went wrong, or neither where other processes have images left.
+
+    Both, where the result could not be written.
+    """
 
     run: Run
     result: Result | None = None
@@ -132,16 +135,42 @@ def _evaluate_pass(job: Job, one: Pass, backbone: Backbone, shards: Shards, prog
         if work.error is not None:
             yield Outcome(work.run, error=work.error)
         elif job.reports and _complete(job, one, work):
-            yield Outcome(work.run, result=finish(job, work))
+            yield _finished(job, work)
         else:
-            yield Outcome(work.run)
+            yield Outcome(work.run, error=work.error)
+
+
+def _finished(job: Job, work: Work) -> Outcome:
+    """The outcome of a run that is counted: a result that cannot be made or written costs the others nothing."""
+    result = None
+    try:
+        result = finish(work)
+        save(job, work.run, result)
+    except UserError as error:
+        return Outcome(work.run, result, error)
+    except OSError as error:
+        folder = work_dir(job, work.run)
+        reason = f"{folder} cannot be written ({error.strerror}): make room and run again, nothing is counted twice"
+        return Outcome(work.run, result, UserError(reason))
+    return Outcome(work.run, result)
 
 
 def _complete(job: Job, one: Pass, work: Work) -> bool:
     """Whether all images of a run are counted, once those that are awaited are."""
     if job.awaited:
-        while work.ledger.missing(one.samples(work.position, job.awaited)):
+        samples = one.samples(work.position, job.awaited)
+        left, grown = work.ledger.missing(samples), time.monotonic()
+        while left:
+            if time.monotonic() - grown > job.patience:
+                work.error = UserError(
+                    f"no other process has counted anything for {job.patience:.0f} seconds, and {len(left)} images are "
+                    f"missing, such as {left[0]}: start all processes again, they go on from here"
+                )
+                return False
             time.sleep(POLL_SECONDS)
+            before, left = left, work.ledger.missing(left)
+            if len(left) < len(before):
+                grown = time.monotonic()
     return not work.ledger.missing(work.benchmark.samples)
 
 
@@ -166,14 +195,19 @@ def _prepare(job: Job, one: Pass, backbone: Backbone, shards: Shards) -> tuple[l
                     f"{run.config.benchmark.name}, {run.method}: {len(mine) - len(missing)} of {len(mine)} images are "
                     "counted already; --fresh counts them again"
                 )
-            decoder = segmenter.decoder(queries)
-            pictures = Pictures(job.show_dir) if job.show_dir else None
-            works.append(
-                Work(run, segmenter, queries, decoder, benchmark, position, ledger, set(missing), pictures=pictures)
-            )
+            work = Work(run, segmenter, queries, segmenter.decoder(queries), benchmark, position, ledger, set(missing))
+            if job.show_dir:
+                work.pictures = _pictures(job.show_dir, work)
+                work.undrawn = {sample for sample in mine if not work.pictures.has(benchmark.path(sample))}
+            works.append(work)
         except Exception as error:
             failed.append(Outcome(run, error=error))
     return works, failed
+
+
+def _pictures(folder: Path, work: Work) -> Pictures:
+    dataset = work.benchmark.dataset
+    return Pictures(folder, dataset.data_prefix["img_path"], work.benchmark.classes, work.ledger.run.key)
 
 
 def open_benchmark(run: Run, opened: dict[str, Benchmark]) -> Benchmark:
@@ -181,16 +215,16 @@ def open_benchmark(run: Run, opened: dict[str, Benchmark]) -> Benchmark:
 
     Raises UserError, naming what is missing, unless all files are there and the classes are those of the class file.
     """
-    settings, ignore_index = run.config.test_dataloader.dataset, run.config.test_evaluator.get("ignore_index", 255)
-    key = repr((settings, ignore_index))
+    check_runnable(run)
+    settings, evaluator = run.config.test_dataloader.dataset, run.config.test_evaluator
+    key = repr((settings, evaluator))
     if key not in opened:
         check_dataset(run)
-        build_metric(run)
         with building(run):
             dataset = DATASETS.build({**settings, "_scope_": "mmseg"})
         root = Path(settings.data_root).absolute()
         samples = tuple(_sample(dataset.get_data_info(index), root) for index in range(len(dataset)))
-        opened[key] = Benchmark(settings, dataset, ignore_index, samples)
+        opened[key] = Benchmark(settings, dataset, Evaluators(run, dataset.metainfo), samples)
     check_classes(run)
     return opened[key]
 
@@ -200,34 +234,6 @@ def _sample(info: dict[str, Any], root: Path) -> str:
     image, labels = info["img_path"], info.get("seg_map_path")
     files = [path for path in (image, labels) if path and os.path.isfile(path)]
     return f"{Path(os.path.relpath(image, root)).as_posix()}#{fingerprint(*files):08x}"
-
-
-def build_metric(run: Run) -> Any:
-    """The evaluator of a run. Raises UserError for one that does not count areas."""
-    with building(run):
-        metric = METRICS.build({**run.config.test_evaluator, "_scope_": "mmseg"})
-    if not isinstance(metric, ClassIoUMetric):
-        raise UserError(f"{run.path}: test_evaluator must be a ClassIoUMetric; MMEngine's own Runner runs others")
-    return metric
-
-
-def measured(run: Run, benchmark: Benchmark, confusions: Confusions, pixels: Sequence[int]) -> dict[str, Any]:
-    """Scores of a run, in percent, by its own evaluator, from the counts and sizes of its images.
-
-    Raises UserError for label maps that cannot be what they were meant to be.
-    """
-    metric = build_metric(run)
-    metric.dataset_meta = benchmark.dataset.metainfo
-    areas = confusions.areas()
-    ignored = np.array(pixels) - areas[:, 3].sum(axis=1)
-    rows = np.concatenate(
-        [areas.reshape(len(areas), -1), np.zeros((len(areas), 1), np.int64), ignored[:, None]], axis=1
-    )
-    metric.size = len(rows)
-    found = metric.compute_metrics(list(rows))
-    others = {name: value for name, value in found.items() if name not in SCORES and isinstance(value, int | float)}
-    named = {name: found[name] for name in ("mIoU", "aAcc", "mAcc", "interval")}
-    return {**named, "per_class_IoU": found["IoU"], "metrics": others}
 
 
 def build_segmenter(run: Run, backbone: Backbone, made: dict[str, Any]) -> Segmenter:
@@ -277,7 +283,8 @@ def identity(run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchm
         "query_class": list(queries.query_class),
         "benchmark": run.config.benchmark.name,
         "data": repr({key: value for key, value in benchmark.settings.items() if key not in ELSEWHERE}),
-        "ignore_index": benchmark.ignore_index,
+        "ignore_index": benchmark.evaluators.ignore_index,
+        **({"evaluators": repr(benchmark.evaluators.settings)} if benchmark.evaluators.others else {}),
     }
 
 
@@ -291,14 +298,18 @@ def source_hash(types: tuple[type, ...] = ()) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def finish(job: Job, work: Work) -> Result:
-    """The result of a run all of whose images are counted; also written into its work dir."""
+def finish(work: Work) -> Result:
+    """The result of a run all of whose images are counted.
+
+    Raises UserError for label maps that cannot be what they were meant to be.
+    """
     run, samples = work.run, work.benchmark.samples
     images = work.ledger.images(samples)
     seconds = sum(image.seconds or 0.0 for image in images)
     pixels = [image.size[0] * image.size[1] for image in images]
-    found = measured(run, work.benchmark, work.ledger.confusions(samples), pixels)
-    known = describe(run, work.segmenter) | found
+    seen = [(image.extra or {}).get("evaluators") for image in images]
+    known = describe(run, work.segmenter)
+    known |= work.benchmark.evaluators.scores(work.ledger.confusions(samples), pixels, seen)
     known |= dict(
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
         images=len(images),
@@ -308,10 +319,14 @@ def finish(job: Job, work: Work) -> Result:
         text_hash=work.ledger.run.identity["text"],
     )
     result: Result = known  # type: ignore[assignment]
+    return result
+
+
+def save(job: Job, run: Run, result: Result) -> None:
+    """Write a result, and the config that repeats it, into the run's work dir."""
     folder = work_dir(job, run)
     write_result(result, folder)
     write_config(run, folder / "config.py")
-    return result
 
 
 def work_dir(job: Job, run: Run) -> Path:

@@ -28,6 +28,7 @@ from torch import Tensor
 from clearclip.decode import LabelDecoder, tally
 from clearclip.errors import UserError
 from clearclip.evaluation.confusion import Confusion
+from clearclip.evaluation.evaluators import Evaluators
 from clearclip.evaluation.pictures import Pictures
 from clearclip.evaluation.records import ImageRecord
 from clearclip.evaluation.run import Run, backbone_settings
@@ -46,14 +47,18 @@ class Benchmark:
     Attributes:
         settings: of MMSegmentation's data set.
         dataset: the same, built, with its pipeline.
-        ignore_index: the label that counts nowhere.
+        evaluators: its metrics.
         samples: an id for each image: its path below the data root, and what its file and its labels are like.
     """
 
     settings: dict[str, Any]
     dataset: BaseSegDataset
-    ignore_index: int
+    evaluators: Evaluators
     samples: tuple[str, ...]
+
+    def path(self, sample: str) -> Path:
+        """The file of an image."""
+        return Path(self.settings["data_root"]) / sample.rpartition("#")[0]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -139,7 +144,10 @@ def _fingerprints(benchmark: Benchmark) -> list[tuple]:
     prints = []
     for index in range(len(benchmark.dataset)):
         path = Path(benchmark.dataset.get_data_info(index)["img_path"])
-        print_ = (path.name, fingerprint(path))
+        try:
+            print_ = (path.name, fingerprint(path))
+        except OSError as error:
+            raise UserError(f"image {path} cannot be read ({error.strerror}): make it readable") from error
         seen[print_] += 1
         prints.append((*print_, seen[print_]))  # a data set may have a picture twice
     return prints
@@ -169,8 +177,9 @@ class Work:
     position: int  # of the benchmark in the pass
     ledger: Ledger
     missing: set[str] = field(default_factory=set)  # samples that this process is to count
-    error: Exception | None = None  # what ended it; the other runs of the pass go on
     pictures: Pictures | None = None  # where it shows what it saw
+    undrawn: set[str] = field(default_factory=set)  # samples that it is to draw
+    error: Exception | None = None  # what ended it; the other runs of the pass go on
 
 
 class Interrupted(Exception):
@@ -203,7 +212,10 @@ def evaluate(one: Pass, works: Sequence[Work], batch_size: int, threads: int) ->
 
 def _wants(work: Work, picture: Picture) -> bool:
     place = picture.places.get(work.position)
-    return place is not None and work.error is None and work.benchmark.samples[place] in work.missing
+    if place is None or work.error is not None:
+        return False
+    sample = work.benchmark.samples[place]
+    return sample in work.missing or sample in work.undrawn
 
 
 def load(one: Pass, picture: Picture) -> tuple[Picture, Loaded]:
@@ -278,12 +290,23 @@ def _count_or_fail(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]
     try:
         if sound:
             _count_alike(sound, batch)
+        return
     except Exception as error:
         if len(sound) == 1:
-            sound[0].error = error
+            sound[0].error = _explained(error)
             return
-        for work in sound:
-            _count_or_fail([work], batch)
+    for work in sound:  # here, where the error no longer holds the memory of what failed
+        _count_or_fail([work], batch)
+
+
+def _explained(error: Exception) -> Exception:
+    """The same, or a sentence where memory is too small."""
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return error
+    return UserError(
+        f"out of memory ({' '.join(str(error).split()) or 'of the CPU'}): use a smaller test_dataloader.batch_size or "
+        "model.window_batch, or a GPU with more"
+    )
 
 
 @torch.inference_mode()
@@ -297,27 +320,27 @@ def _count_alike(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]])
         views.append(first.view(packed["inputs"].flip(0), sample.ori_shape, sample.get("img_path")))
     seen = look_together([(work.segmenter, work.queries) for work in works], views)
     counts: list[Tensor] = []
+    extras: list[dict | None] = []
     for work, dense in zip(works, seen):
         for view, one, (_, loaded) in zip(views, dense, batch):
             labels = work.segmenter.decode(view, one, work.queries, work.decoder).labels
-            truth = loaded[work.position]["data_samples"].gt_sem_seg.data[0].to(labels.device, non_blocking=True)
+            inputs, sample = loaded[work.position]["inputs"], loaded[work.position]["data_samples"]
+            truth, evaluators = sample.gt_sem_seg.data[0], work.benchmark.evaluators
+            known = truth.to(labels.device, non_blocking=True)
+            counts.append(count(labels, known, len(work.benchmark.classes), evaluators.ignore_index, one.finite))
+            kept = evaluators.see(inputs, sample, labels)
+            extras.append(None if kept is None else {"evaluators": kept})
             if work.pictures:
-                _show(work, loaded[work.position], labels, truth)
-            counts.append(count(labels, truth, len(work.benchmark.classes), work.benchmark.ignore_index, one.finite))
+                rgb = inputs.flip(0).permute(1, 2, 0).numpy()
+                work.pictures.save(sample.img_path, rgb, truth.numpy(), labels.cpu().numpy())
     downloaded = [part.numpy() for part in torch.cat(counts).cpu().split([len(part) for part in counts])]
     seconds = (time.perf_counter() - start) / len(downloaded)
-    numbers = iter(downloaded)
-    records = [[_record(work, *item, next(numbers), seconds) for item in batch] for work in works]
+    numbers, noted = iter(downloaded), iter(extras)
+    records = [[_record(work, *item, next(numbers), seconds, next(noted)) for item in batch] for work in works]
     for work, mine in zip(works, records):
-        work.ledger.add(mine)
+        work.ledger.add([record for record in mine if record.sample in work.missing])
         work.missing -= {record.sample for record in mine}
-
-
-def _show(work: Work, packed: Any, labels: Tensor, truth: Tensor) -> None:
-    assert work.pictures is not None
-    dataset, rgb = work.benchmark.dataset, packed["inputs"].flip(0).permute(1, 2, 0).cpu().numpy()
-    inside = os.path.relpath(packed["data_samples"].img_path, dataset.data_prefix["img_path"])
-    work.pictures.save(inside, rgb, truth.cpu().numpy(), labels.cpu().numpy(), work.benchmark.classes)
+        work.undrawn -= {record.sample for record in mine}
 
 
 def count(labels: Tensor, truth: Tensor, classes: int, ignore_index: int, finite: Tensor) -> Tensor:
@@ -337,7 +360,9 @@ def count(labels: Tensor, truth: Tensor, classes: int, ignore_index: int, finite
     return counts
 
 
-def _record(work: Work, picture: Picture, loaded: Loaded, counts: np.ndarray, seconds: float) -> ImageRecord:
+def _record(
+    work: Work, picture: Picture, loaded: Loaded, counts: np.ndarray, seconds: float, extra: dict | None
+) -> ImageRecord:
     """The record of one image. Raises UserError for a label that is no class and for scores that were not finite."""
     sample = loaded[work.position]["data_samples"]
     classes = len(work.benchmark.classes)
@@ -349,12 +374,13 @@ def _record(work: Work, picture: Picture, loaded: Loaded, counts: np.ndarray, se
     if counts[-2]:
         raise UserError(_strange_label(work, sample))
     confusion = Confusion.of(counts[:-2].reshape(classes, classes + 1))
-    return ImageRecord(work.benchmark.samples[picture.places[work.position]], confusion, sample.ori_shape, seconds)
+    name = work.benchmark.samples[picture.places[work.position]]
+    return ImageRecord(name, confusion, sample.ori_shape, seconds, extra)
 
 
 def _strange_label(work: Work, sample: Any) -> str:
     first = int(bool(sample.get("reduce_zero_label")))  # the file's labels, of which the data set takes 1 off
-    classes, ignored = len(work.benchmark.classes), work.benchmark.ignore_index
+    classes, ignored = len(work.benchmark.classes), work.benchmark.evaluators.ignore_index
     truth = sample.gt_sem_seg.data.int()
     value = truth[((truth < 0) | (truth >= classes)) & (truth != ignored)][0].item() + first
     return (

@@ -1,7 +1,7 @@
 """`Segmenter` as an MMSegmentation segmentor, with its metric and a hook that saves what it saw."""
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import clearclip.evaluation.mmcv_ext  # noqa: F401, before mmseg is imported
@@ -205,17 +205,22 @@ def _label_map(sample: dict) -> str:
 
 @HOOKS.register_module()
 class SaveOverlayHook(Hook):
-    """`Pictures` of MMEngine's `Runner.test`."""
+    """Saves image, ground truth and prediction side by side as PNG files in `folder`, laid out as the images are.
+
+    One that cannot be drawn or written costs no evaluation: that is said once.
+    """
 
     def __init__(self, folder: str):
-        self.pictures = Pictures(folder)
+        self.folder = Path(folder)
+        self.pictures: Pictures | None = None
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[SegDataSample] = ()
     ) -> None:
-        dataset = runner.test_dataloader.dataset
-        for image, sample in zip(data_batch["inputs"], outputs):
-            inside = os.path.relpath(sample.img_path, dataset.data_prefix["img_path"])
-            rgb = image.flip(0).permute(1, 2, 0).cpu().numpy()  # it was loaded as BGR
+        if self.pictures is None:
+            dataset = runner.test_dataloader.dataset
+            self.pictures = Pictures(self.folder, dataset.data_prefix["img_path"], dataset.metainfo["classes"])
+        for image, sample in zip(data_batch["inputs"], outputs):  # BGR [3, H, W], as it was loaded
+            rgb = image.flip(0).permute(1, 2, 0).cpu().numpy()
             truth, labels = (part.data[0].cpu().numpy() for part in (sample.gt_sem_seg, sample.pred_sem_seg))
-            self.pictures.save(inside, rgb, truth, labels, dataset.metainfo["classes"])
+            self.pictures.save(sample.img_path, rgb, truth, labels)
