@@ -130,7 +130,7 @@ def test_find_config(tmp_path, monkeypatch):
         (["voc22"], "no config 'voc22': protocol clearclip has ade20k, .*, voc21; those of other protocols begin with"),
         (["sclip/voc22"], "no config 'sclip/voc22': protocol clearclip has"),
         (["context459", "sclip"], "no config 'context459': protocol sclip has ade20k, .*, voc21$"),
-        (["voc20", "slip"], "unknown protocol 'slip'; use one of clearclip, cliper, naclip, proxyclip, sclip"),
+        (["voc20", "slip"], "unknown protocol 'slip'; use one of clearclip, cliper, .*, sclip, "),
         (["nowhere/cfg.py"], r"config nowhere/cfg\.py does not exist"),
         (["/nowhere/cfg.py"], r"config /nowhere/cfg\.py does not exist"),
         (["../configs/voc20"], "no config"),

@@ -427,10 +427,13 @@ def test_an_altered_protocol_is_marked_and_not_compared(tiny_folder, tiny_backbo
 
     plain, folder = evaluate()
     assert (plain["published"], plain["settings"]["altered"]) == (50, [])
-    altered, altered_folder = evaluate("model.logit_scale=40", f"model.vocabulary={CONFIGS}/sclip/cls_voc21.txt")
+    altered, altered_folder = evaluate(
+        "model.logit_scale=40", f"model.vocabulary={CONFIGS}/sclip/cls_voc21.txt", "benchmark.renamed.background=sky"
+    )
     assert (altered["published"], altered["published_source"]) == (None, None)
     assert altered["settings"]["altered"] == ["logit_scale", "vocabulary"]
-    assert altered_folder.name == f"{folder.name}_logit_scale=40_vocabulary=cls_voc21"
+    stem, _, _ = folder.name.partition("_precision=fp32-")  # and a hash
+    assert altered_folder.name.startswith(f"{stem}_logit_scale=40_precision=fp32_vocabulary=cls_voc21-")
     main([f"{altered_folder}/config.py", "--work-dir", "again"])
     again = read_result("again/result.json")
     assert (again["published"], again["settings"]["altered"]) == (None, ["logit_scale", "vocabulary"])
