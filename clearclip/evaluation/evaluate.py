@@ -282,7 +282,7 @@ def identity(run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchm
         "text": hashlib.sha256(queries.text.float().cpu().contiguous().numpy().tobytes()).hexdigest(),
         "query_class": list(queries.query_class),
         "benchmark": run.config.benchmark.name,
-        "data": repr({key: value for key, value in benchmark.settings.items() if key not in ELSEWHERE}),
+        "data": {key: value for key, value in benchmark.settings.items() if key not in ELSEWHERE},
         "ignore_index": benchmark.evaluators.ignore_index,
         **({"evaluators": repr(benchmark.evaluators.settings)} if benchmark.evaluators.others else {}),
     }

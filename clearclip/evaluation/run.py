@@ -166,6 +166,8 @@ def _check_settings(path: Path, config: Settings) -> None:
     batch_size = config.test_dataloader.get("batch_size")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"{path}: test_dataloader.batch_size must be 1 or more, not {batch_size!r}")
+    if config.test_dataloader.get("drop_last"):
+        raise UserError(f"{path}: test_dataloader.drop_last leaves images out, which would not count; remove it")
 
 
 def default_work_dir(run: Run) -> Path:
