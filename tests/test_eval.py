@@ -13,20 +13,25 @@ import pytest
 import torch
 from benchmarks import LAYOUTS, SHAPES, make_benchmarks, run, single_error
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
 from PIL import Image
 from safetensors.torch import save_file
 
 from clearclip.evaluation import run as evaluation
-from clearclip.evaluation.progress import ProgressHook
+from clearclip.evaluation.evaluate import Job, evaluate_all
+from clearclip.evaluation.pictures import Pictures
+from clearclip.evaluation.progress import Progress
 from clearclip.evaluation.results import Result, read_result
 from clearclip.evaluation.run import backbone_settings, default_work_dir, load_config
-from clearclip.evaluation.segmentor import OpenVocabSegmentor
 from clearclip.methods import METHODS
 from clearclip.segmenter import Segmenter
 from clearclip.text import TextEmbeddings
 from clearclip.vocabulary import load_vocabulary
 from eval import main
+
+# isort: split
+from mmseg.registry import METRICS
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -110,7 +115,10 @@ def test_command_line(tiny_folder, data, tmp_path):
     assert done.stdout.endswith(f"images/s; {work_dir}/result.json\nappended to results.xlsx\n")
     assert f"ClearCLIP  {result['mIoU']:.2f} ± {result['interval']:.2f} (3 img)\n" in done.stdout
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {f"{work_dir}/result.json", f"{work_dir}/config.py", "results.xlsx", "results.xlsx.lock"}
+    assert left == {
+        f"{work_dir}/result.json", f"{work_dir}/config.py", "results.xlsx", "results.xlsx.lock",
+        "work_dirs/records/1-of-1.sqlite",
+    }  # fmt: skip
 
 
 def measure(segmenter, dataset, vocabulary, first, data):
@@ -210,6 +218,69 @@ def test_pictures(evaluate):
             assert picture.height > height
 
 
+def test_pictures_are_drawn_once_a_run_and_again_where_they_are_missing(evaluate):
+    evaluate("cfg_voc20", "--show-dir", "pictures")
+    first, *others = sorted(Path("pictures").iterdir())
+    before = [path.stat().st_mtime_ns for path in others]
+    first.unlink()
+    expected = evaluate("cfg_voc20", "--show-dir", "pictures")
+    assert first.is_file()
+    assert [path.stat().st_mtime_ns for path in others] == before
+    content = first.read_bytes()
+    evaluate("cfg_voc20", "--show-dir", "pictures", "--method", "CLIP")  # no picture of another run stays
+    assert first.read_bytes() != content
+    assert evaluate("cfg_voc20")["mIoU"] == expected["mIoU"]
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_evaluation(evaluate, monkeypatch, capsys):
+    expected = evaluate("cfg_voc20", "--records", "plain")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Pictures, "_save", full)
+    assert scores(evaluate("cfg_voc20", "--show-dir", "pictures", "--records", "drawn")) == scores(expected)
+    assert capsys.readouterr().err.count("No space left on device); the evaluation goes on") == 1
+
+
+@METRICS.register_module(force=True)
+class Sizes(BaseMetric):
+    def process(self, data_batch, data_samples):
+        for sample in data_samples:
+            assert sample["pred_sem_seg"]["data"].shape == sample["gt_sem_seg"]["data"].shape
+            self.results.append(
+                (torch.tensor(sample["pred_sem_seg"]["data"].numel()), data_batch["inputs"][0].shape[0])
+            )
+
+    def compute_metrics(self, results):
+        return {"pixels": sum(pixels for pixels, _ in results), "channels": results[0][1], "mIoU": 7.0, "name": "x"}
+
+
+@METRICS.register_module(force=True)
+class Odd(Sizes):
+    def process(self, data_batch, data_samples):
+        self.results.append(object())
+
+
+def test_metrics_of_ones_own_see_each_image_once(tiny_folder, fails, capsys):
+    base = "_base_ = 'voc20'\ntest_evaluator = "
+    Path("mine.py").write_text(f"{base}[dict(type='ClassIoUMetric'), dict(type='Sizes')]")
+    arguments = ["mine.py", "--backbone", f"local-dir:{tiny_folder}", *OPTIONS]
+    for _ in range(2):  # the second reads the records
+        main(arguments)
+        expected = {"pixels": sum(h * w for h, w in SHAPES.values()), "channels": 3, "Sizes/mIoU": 7.0}
+        assert read_result("run/result.json")["metrics"] == expected
+    for metrics, message in (
+        ("[dict(type='ClassIoUMetric'), dict(type='Odd')]", "metric Odd keeps a object of an image"),
+        ("[dict(type='Sizes')]", "test_evaluator has 0 metrics of type ClassIoUMetric"),
+    ):
+        Path("mine.py").write_text(f"{base}{metrics}")
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert message in single_error(capsys.readouterr().err)
+
+
 def test_text_embeddings_serve_a_checkpoint_without_text_tower(evaluate, tiny_folder, tiny_state, fails):
     folder = Path("vision")
     shutil.copytree(tiny_folder, folder)
@@ -289,16 +360,16 @@ PIPELINE = "test_dataloader.dataset.pipeline"
         ("model=1", "--cfg-options do not fit"),
         ("benchmark.images=many", "benchmark.images must be a number of images, not 'many'"),
         ("test_evaluator=1", "cannot be built"),
-        ("default_hooks=1", "cannot be built"),
+        ("default_hooks=1", "default_hooks must be a dict"),
         (f"{PIPELINE}=1", "--cfg-options do not fit"),
         (f"{PIPELINE}.1.scale=foo", "leave out Resize and its scale, and set model.short_side=448"),
         (f"{PIPELINE}.1.scale=(2048,336)", "leave out Resize and its scale, and set model.short_side=336"),
         ("test_dataloader.drop_last=True", "test_dataloader.drop_last leaves images out"),
         (f"{PIPELINE}.0.type=Foo", "Foo"),
-        ("test_dataloader.sampler.type=Foo", "Foo"),
+        ("test_dataloader.sampler.type=Foo", "test_dataloader.sampler is Foo"),
         ("test_dataloader.dataset.type=Foo", "Foo"),
-        ("test_dataloader.num_workers=-1", "num_workers"),
-        ("test_dataloader.num_wrokers=1", "num_wrokers"),
+        ("test_dataloader.num_workers=-1", "num_workers must be 0 or more, not -1"),
+        ("test_dataloader.num_wrokers=1", "no setting test_dataloader.num_wrokers"),
     ],
 )
 def test_overrides_that_fit_nothing(option, message, tiny_folder, capsys):
@@ -485,10 +556,10 @@ def test_damaged_workbook_is_found_before_the_run(fails):
 
 
 def test_workbook_damaged_during_the_run_costs_no_result(fails, monkeypatch):
-    def damage(self, runner):
+    def damage(self):
         Path("results.xlsx").write_text("no zip archive")
 
-    monkeypatch.setattr(ProgressHook, "after_test", damage)
+    monkeypatch.setattr(Progress, "close", damage)
     error = fails("cfg_voc20")
     assert "results.xlsx is damaged" in error
     assert "the results are safe in run/result.json" in error
@@ -524,12 +595,8 @@ def test_images_may_be_resized_on_the_device(evaluate, tiny_backbone, data):
 
 def test_workers_only_decode_where_images_are_resized_on_the_device(evaluate, fails, monkeypatch):
     seen = []
-    predict = OpenVocabSegmentor.predict
-    monkeypatch.setattr(
-        OpenVocabSegmentor,
-        "predict",
-        lambda self, inputs, samples: seen.extend(inputs) or predict(self, inputs, samples),
-    )
+    view = Segmenter.view
+    monkeypatch.setattr(Segmenter, "view", lambda self, image, *rest: seen.append(image) or view(self, image, *rest))
     evaluate("cfg_voc20", resize="device")
     assert [tuple(image.shape[1:]) for image in seen] == list(SHAPES.values())
     assert "unknown resize 'gpu'; use one of cv2, device, pil" in fails("cfg_voc20", resize="gpu")
@@ -610,10 +677,10 @@ def test_an_evaluation_leaves_no_trace(tiny_folder, data):
     settings = {"backbone": f"local-dir:{tiny_folder}", "device": "cpu", "templates": "single"}
     run = load_config("voc20", settings, {"test_dataloader.num_workers": 0})
     config, variables = copy.deepcopy(run.config), dict(os.environ)
-    first = evaluation.evaluate(run, "one")
+    first, second = (next(evaluate_all(Job([run], [Path(name)], Path(name)))).result for name in ("one", "two"))
     assert run.config == config
     assert dict(os.environ) == variables
-    assert scores(evaluation.evaluate(run, "two")) == scores(first)
+    assert scores(first) == scores(second)
 
 
 def test_mmengine_runs_a_config_by_itself(tiny_folder, evaluate):

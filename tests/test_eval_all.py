@@ -7,13 +7,14 @@ from pathlib import Path
 
 import openpyxl
 import pytest
+import torch
 from benchmarks import LAYOUTS, SHAPES, make_benchmark, make_benchmarks, run, single_error
 
-from clearclip import backbones
 from clearclip.cli.table import config_paths
 from clearclip.errors import UserError
+from clearclip.evaluation import evaluate
 from clearclip.evaluation.results import as_markdown, read_result, table
-from clearclip.evaluation.segmentor import OpenVocabSegmentor
+from clearclip.segmenter import Segmenter
 from eval_all import main
 
 ROOT = Path(__file__).parents[1]
@@ -53,14 +54,14 @@ def test_all_benchmarks_through_the_command_line(tiny_folder, tmp_path, tmp_path
     runs = openpyxl.load_workbook(tmp_path / "results.xlsx")["runs"]
     assert runs.max_row == 1 + len(LAYOUTS)
     for line in done.stderr.splitlines():
-        assert re.match(r"test: \d/3 images|\w+: NACLIP, local-dir:", line)
+        assert re.match(r"\d passes|  \d\. |test: \d+/\d+ images|\w+, NACLIP: mIoU", line)
 
 
 def test_each_backbone_is_loaded_once(tiny_folder, data, tmp_path, monkeypatch, capsys):
     other = shutil.copytree(tiny_folder, tmp_path / "other")
     loaded = []
-    load = backbones.load_backbone
-    monkeypatch.setattr(backbones, "load_backbone", lambda name, **rest: loaded.append(name) or load(name, **rest))
+    load = evaluate.load_backbone
+    monkeypatch.setattr(evaluate, "load_backbone", lambda name, **rest: loaded.append(name) or load(name, **rest))
     names = [f"local-dir:{tiny_folder}", f"local-dir:{other}"]
     main(["--backbones", *names, "--methods", "CLIP", "ClearCLIP", "--datasets", "voc20", "voc21", *FAST])
     assert loaded == names
@@ -99,24 +100,28 @@ def test_failed_runs_do_not_stop_the_rest(tiny_folder, data, capsys):
     out, err = capsys.readouterr()
     assert f"{record['mIoU']:.2f} ± {record['interval']:.2f} (3 img)" in out
     lines = err.splitlines()
-    assert len([line for line in lines if line.startswith("error: backbone RN50 is not supported")]) == 1
-    assert len([line for line in lines if line.startswith("error: unknown attention 'zz'")]) == 1
-    assert lines[-2:] == ["failed: RN50", f"failed: voc20: CLIP:attention=zz, local-dir:{tiny_folder}"]
+    assert len([line for line in lines if line.startswith("error: ") and "backbone RN50 is not supported" in line]) == 2
+    assert len([line for line in lines if line.startswith("error: ") and "unknown attention 'zz'" in line]) == 1
+    assert [line for line in lines if line.startswith("failed: ")] == [
+        "failed: voc20: CLIP:attention=zz, RN50",
+        "failed: voc20: CLIP, RN50",
+        f"failed: voc20: CLIP:attention=zz, local-dir:{tiny_folder}",
+    ]
 
 
 def test_any_exception_and_a_damaged_file_cost_one_run(tiny_folder, data, monkeypatch, capsys):
     make_benchmark(data, "ade20k")
     image = LAYOUTS["ade20k"].files(data)[1][0]
     image.write_bytes(b"no picture")
-    predict, calls = OpenVocabSegmentor.predict, []
+    decode, methods = Segmenter.decode, []
 
-    def out_of_memory_once(self, *rest):
-        calls.append(rest)
-        if len(calls) == 1:
-            raise RuntimeError("out of memory\nby 1 GiB")
-        return predict(self, *rest)
+    def too_large(self, *rest):
+        methods.append(self.method)
+        if self.method is methods[0]:
+            raise torch.OutOfMemoryError("too little\nby 1 GiB")
+        return decode(self, *rest)
 
-    monkeypatch.setattr(OpenVocabSegmentor, "predict", out_of_memory_once)
+    monkeypatch.setattr(Segmenter, "decode", too_large)
     with pytest.raises(SystemExit) as exit:
         main([
             "--backbones", f"local-dir:{tiny_folder}", "--methods", "NACLIP", "CLIP",
@@ -124,8 +129,10 @@ def test_any_exception_and_a_damaged_file_cost_one_run(tiny_folder, data, monkey
         ])  # fmt: skip
     assert exit.value.code == 2
     lines = capsys.readouterr().err.splitlines()
-    assert lines.count("error: RuntimeError: out of memory by 1 GiB") == 1
-    assert [line for line in lines if line.startswith("error: ") and str(image) in line]
+    assert (
+        len([line for line in lines if "voc20: NACLIP" in line and "out of memory (too little by 1 GiB)" in line]) == 1
+    )
+    assert len([line for line in lines if line.startswith("error: ade20k: ") and str(image) in line]) == 2
     assert len([line for line in lines if line.startswith("failed: ")]) == 3
     assert [(record["dataset"], record["method"]) for record in results()] == [("voc20", "CLIP")]
     assert openpyxl.load_workbook("results.xlsx")["runs"].max_row == 2
