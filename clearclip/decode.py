@@ -82,7 +82,7 @@ class Decoder:
         if self.area_threshold <= 0:
             return self._labels(maps, self.threshold)
         best = self._labels(maps, 0.0)
-        area = count(best.flatten().long(), self.num_classes)[1:]
+        area = tally(best.flatten().long(), self.num_classes)[1:]
         kept = area > self.area_threshold * area.sum()
         return self._labels(maps, self.threshold, F.pad(kept, (1, 0), value=True))
 
@@ -156,7 +156,7 @@ def _nonzero(operator: Tensor) -> tuple[Tensor, Tensor | slice]:
     return operator[:, used], used
 
 
-def count(index: Tensor, bins: int) -> Tensor:
+def tally(index: Tensor, bins: int) -> Tensor:
     """How often each of 0 … bins − 1 is in `index` [N], int64: [bins]. Nothing waits for the device."""
     if index.device.type == "cpu":
         return torch.bincount(index, minlength=bins)

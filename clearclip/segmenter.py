@@ -19,7 +19,7 @@ from clearclip import windows
 from clearclip.backbones import Backbone, choose_device, choose_precision, load_backbone
 from clearclip.decode import Decoded, LabelDecoder
 from clearclip.errors import UserError
-from clearclip.images import read_image, resize_patches, resize_short, resized_shape
+from clearclip.images import MAX_PIXELS, read_image, resize_patches, resize_short, resized_shape
 from clearclip.methods import Method, check_features, check_scores, similarity
 from clearclip.refine import Refinement
 from clearclip.spec import Spec
@@ -71,6 +71,8 @@ class Segmenter:
         window_batch: windows that go through the network at once, by default what suits the device. It does not
             change the result.
         resize: "cv2", as published, or "device", or CLIPer's "pil", see the method of that name.
+        text_names: which row of `text_embeddings` a name takes that is written otherwise there: {name: row's name}, or
+            a JSON file of it.
         refinements: what follows those that `method` names.
 
     Raises:
@@ -99,6 +101,7 @@ class Segmenter:
         compile: bool = False,
         temperature: float | None = None,
         refinements: Sequence[Refinement] = (),
+        text_names: Mapping[str, str] | str | Path | None = None,
     ):
         scale = {"logit_scale": logit_scale} if temperature is None else {"temperature": temperature}
         settings = dict(short_side=short_side, crop=crop, stride=stride, window_batch=window_batch, resize=resize)
@@ -131,7 +134,7 @@ class Segmenter:
             text_embeddings = TextEmbeddings.load(text_embeddings)
         if text_embeddings is not None:
             text_embeddings.check(backbone)
-        self.text_embeddings = text_embeddings
+        self.text_embeddings, self.text_names = text_embeddings, text_names
         self._embedded: TextEmbeddings | None = None
         self.resizer, self.short_side, self.crop, self.stride = resize, short_side, crop, stride
         self.two_steps = two_steps
@@ -142,13 +145,29 @@ class Segmenter:
 
     @overload
     def __call__(
-        self, images: list[Any] | tuple[Any, ...], names: Any, *, scores: bool = ..., features: bool = ...
+        self,
+        images: list[Any] | tuple[Any, ...],
+        names: Any,
+        *,
+        scores: bool = ...,
+        features: bool = ...,
+        max_pixels: int | None = ...,
     ) -> list[Segmentation]: ...
 
     @overload
-    def __call__(self, images: Any, names: Any, *, scores: bool = ..., features: bool = ...) -> Segmentation: ...
+    def __call__(
+        self, images: Any, names: Any, *, scores: bool = ..., features: bool = ..., max_pixels: int | None = ...
+    ) -> Segmentation: ...
 
-    def __call__(self, images: Any, names: Any, *, scores: bool = False, features: bool = False) -> Any:
+    def __call__(
+        self,
+        images: Any,
+        names: Any,
+        *,
+        scores: bool = False,
+        features: bool = False,
+        max_pixels: int | None = MAX_PIXELS,
+    ) -> Any:
         """Segment one image, or a list of images of any sizes, into classes.
 
         Args:
@@ -157,12 +176,13 @@ class Segmenter:
             names: a list of class names, synonyms separated by commas, or a `Vocabulary`.
             scores: give class probabilities too.
             features: give patch features too.
+            max_pixels: a picture of more is refused before it is decoded; None takes any.
 
         Returns:
             A `Segmentation` at the image's own size, or a list of them.
         """
         several = isinstance(images, list | tuple)
-        arrays = [read_image(image) for image in (images if several else [images])]
+        arrays = [read_image(image, max_pixels) for image in (images if several else [images])]
         queries = self.queries(names if isinstance(names, Vocabulary) else Vocabulary.of(names))
         views = [
             self.view(torch.from_numpy(array).permute(2, 0, 1), name=_file_name(image))
@@ -187,7 +207,7 @@ class Segmenter:
         """Embed a vocabulary's names, or pick them from the text embeddings that were given."""
         words = self.method.words
         if self.text_embeddings is not None:
-            text, query_class = self.text_embeddings.select(vocabulary)
+            text, query_class = self.text_embeddings.select(vocabulary, self.text_names)
             if words:
                 text = torch.cat([text, self.text_embeddings.rows(words)])
         else:

@@ -1,11 +1,12 @@
 """Prompt-ensemble text embeddings, computed once and kept on disk."""
 
+import difflib
 import functools
 import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from clearclip.backbones import Backbone
 from clearclip.errors import UserError
 from clearclip.paths import atomic_write, cache_dir
-from clearclip.vocabulary import Vocabulary, load_templates
+from clearclip.vocabulary import Vocabulary, load_templates, plain
 from clearclip.weights import EMBEDDED
 
 if TYPE_CHECKING:
@@ -72,11 +73,15 @@ class TextEmbeddings:
 
     def save(self, path: str | Path) -> None:
         """Write a .safetensors file: tensor `embeddings`, metadata `names` (a JSON list) and the other fields."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         metadata = {"names": json.dumps(list(self.names)), **{key: getattr(self, key) for key in PROVENANCE}}
         with atomic_write(path) as temporary:
-            save_file({"embeddings": self.embeddings.float().contiguous().cpu()}, temporary, metadata)
+            try:
+                save_file({"embeddings": self.embeddings.float().contiguous().cpu()}, temporary, metadata)
+            except SafetensorError as error:  # a full disk, say
+                raise OSError(None, str(error), str(path)) from error
 
     @classmethod
     def load(cls, path: str | Path) -> "TextEmbeddings":
@@ -118,49 +123,84 @@ class TextEmbeddings:
                 stacklevel=3,
             )
 
-    def select(self, vocabulary: Vocabulary) -> tuple[Tensor, tuple[int, ...]]:
+    def select(
+        self, vocabulary: Vocabulary, renamed: Mapping[str, str] | str | Path | None = None
+    ) -> tuple[Tensor, tuple[int, ...]]:
         """Rows for a vocabulary, matched by name: embeddings [Q', dim] and the class index of each row.
 
         Case, spaces, hyphens and underscores do not count. A class takes those of its synonyms that are here.
-        Raises UserError naming the classes of which no name is here.
+        `renamed`, {name in the vocabulary: name here} or a JSON file of it, says which row a name takes.
+        Raises UserError naming the classes of which no name is here, and a class that shares all its rows with
+        earlier ones, which could never win.
         """
-        row = {_plain(name): index for index, name in reversed(list(enumerate(self.names)))}
+        other = _renamed(renamed)
+        row = {plain(name): index for index, name in reversed(list(enumerate(self.names)))}
         found = [
-            (row[_plain(name)], index)
+            (row[plain(other.get(name, name))], index)
             for name, index in zip(vocabulary.queries, vocabulary.query_class)
-            if _plain(name) in row
+            if plain(other.get(name, name)) in row
         ]
         present = {index for _, index in found}
         missing = [name for index, name in enumerate(vocabulary.classes) if index not in present]
         if missing:
             raise UserError(
-                f"the text embeddings have no row for {', '.join(missing[:8])}{' …' if missing[8:] else ''}; add the "
-                "name that they use to that line of the class file, after a comma"
+                f"the text embeddings have no row for {', '.join(map(self._with_near, missing[:8]))}"
+                f"{' …' if missing[8:] else ''}; add the name that they use to that line of the class file, after a "
+                "comma, or say it by model.text_names"
             )
         rows, query_class = zip(*found)
+        self._check_shared(vocabulary, rows, query_class)
         return self.embeddings[list(rows)], query_class
+
+    def _check_shared(self, vocabulary: Vocabulary, rows: Sequence[int], query_class: Sequence[int]) -> None:
+        """Raise UserError for a class that can never win, unless its names, as they are written, say so already."""
+        present: list[list[str]] = [[] for _ in vocabulary.names]
+        for row, index in zip(rows, query_class):
+            present[index].append(self.names[row])
+        shadowed = Vocabulary(tuple(map(tuple, present))).shadowed(rows)
+        for late in shadowed.keys() - vocabulary.shadowed().keys():
+            first, second = vocabulary.classes[shadowed[late]], vocabulary.classes[late]
+            raise UserError(
+                f"the text embeddings have one row for the classes {first!r} and {second!r}, of which the second can "
+                "never win; give embeddings that tell them apart"
+            )
+
+    def _with_near(self, name: str) -> str:
+        """A name with those of the rows that are written like it."""
+        near = difflib.get_close_matches(name, self.names, n=2)
+        return f"{name} (near: {', '.join(near)})" if near else name
 
     def rows(self, words: Sequence[str]) -> Tensor:
         """The rows [W, dim] of words that a method scores besides the classes.
 
         Raises UserError naming those that are not here.
         """
-        row = {_plain(name): index for index, name in enumerate(self.names)}
-        if missing := [word for word in words if _plain(word) not in row]:
+        row = {plain(name): index for index, name in enumerate(self.names)}
+        if missing := [word for word in words if plain(word) not in row]:
             raise UserError(
                 f"the text embeddings have no row for {', '.join(missing[:8])}{' …' if missing[8:] else ''}, which the "
                 "method scores besides the classes; add these words to the file, or set its option words=None"
             )
-        return self.embeddings[[row[_plain(word)] for word in words]]
+        return self.embeddings[[row[plain(word)] for word in words]]
+
+
+def _renamed(renamed: Mapping[str, str] | str | Path | None) -> Mapping[str, str]:
+    """Names of rows by names of a vocabulary, from a JSON file too. Raises UserError where it is no such mapping."""
+    mapping: object = renamed
+    if isinstance(renamed, str | Path):
+        try:
+            mapping = json.loads(Path(renamed).read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON, or a NUL in the path
+            raise UserError(f"text_names {renamed} cannot be read ({error}); give a JSON object of names") from None
+    mapping = {} if mapping is None else mapping
+    if not isinstance(mapping, Mapping) or not all(isinstance(name, str) for pair in mapping.items() for name in pair):
+        raise UserError(f"text_names must map names to names of rows, or be a JSON file that does, not {renamed!r}")
+    return mapping
 
 
 def _identity(backbone: Backbone) -> str:
     """A backbone as "arch:tag"; the embedded image tower is OpenAI's."""
     return f"{backbone.name}:{'openai' if backbone.tag == EMBEDDED else backbone.tag}"
-
-
-def _plain(name: str) -> str:
-    return "".join(character for character in name.lower() if character not in " -_")
 
 
 def embed_names(

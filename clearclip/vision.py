@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clearclip.backbones.base import CONSTANT_BYTES, Backbone, resize_position_embedding
 from clearclip.errors import UserError
 from clearclip.registry import Registry
-from clearclip.state import load_state_dict
+from clearclip.state import content_hash, load_state_dict
 from clearclip.tensors import TensorCache
 from clearclip.weights import SUFFIXES, hub_file, local_copy
 
@@ -53,6 +53,7 @@ class TimmViT(VisionModel):
         self.embedding = _position_embedding(model)
         self.positions = TensorCache(CONSTANT_BYTES)
         self.model: Any = model.to(device, dtype).eval().requires_grad_(False)
+        self.file: Path | None = getattr(model, "file", None)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in the model's normalisation to features [B, D, h, w], not normalised to length.
@@ -143,7 +144,8 @@ def build_timm(
 ) -> Any:
     """timm's network `architecture`, by default `name`, built with `options`, with its weights, on the CPU.
 
-    `option` is what a user calls `weights`. Raises UserError as `load_vision_model` does.
+    `option` is what a user calls `weights`; the file they come from is the network's `file`. Raises UserError as
+    `load_vision_model` does.
     """
     model = _create(name, architecture or name, option, options)
     path = _find_weights(name, weights, model.pretrained_cfg, option)
@@ -155,6 +157,7 @@ def build_timm(
     except (RuntimeError, KeyError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path} does not hold a {name}: {reason}") from None
+    model.file = path
     return model
 
 
@@ -210,6 +213,12 @@ class Eyes:
     def as_seen(self, images: Tensor) -> Tensor:
         """Images in the backbone's normalisation to the model's own."""
         return (images.to(self.mean.device) * self.std + self.mean - self.own_mean) / self.own_std
+
+
+def hashes(**seers: Any) -> dict[str, str]:
+    """The SHA-256 of the file of each that has one, a network or `Eyes`, by the names they are given under."""
+    files = {name: getattr(getattr(seer, "model", seer), "file", None) for name, seer in seers.items()}
+    return {name: content_hash(file) for name, file in files.items() if file}
 
 
 class ValueEyes(Eyes):

@@ -1,10 +1,11 @@
 """Pictures of label maps: colours, overlays, legends, side-by-side sheets."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -14,6 +15,10 @@ from clearclip.paths import atomic_write
 
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 OPACITY = 0.5  # of the colours in an overlay
+FONTS = (  # of common systems, by how many scripts they have
+    *("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "msyh.ttc"),
+    *("FreeSans.ttf", "unifont.otf"),
+)
 NAME_LENGTH = 32  # characters of a class name that a legend shows
 Placed: TypeAlias = tuple[Image.Image, int, int]  # a picture and its left and upper edges, x and y
 
@@ -113,7 +118,8 @@ def legend_panel(
     entries = [_shortened(names[i]) for i in present]
     shares = [_percentage(100 * counts[i] / labels.size) for i in present]
 
-    font = ImageFont.load_default(size)
+    font = _font(size, "".join(entries))
+    entries = [entry if _draws(font, entry) else f"class {i}" for i, entry in zip(present, entries)]
     line, gap = round(1.5 * size), size // 2
     share_width = max((font.getlength(share) for share in shares), default=0)
     name_width = max((font.getlength(entry) for entry in entries), default=0)
@@ -135,6 +141,25 @@ def legend_panel(
         draw.text((x + size + gap, y + size / 2), entry, INK, font, anchor="lm")
         draw.text((x + column - 2 * gap, y + size / 2), share, INK, font, anchor="rm")
     return panel
+
+
+def _font(size: int, text: str) -> Any:
+    """A font that has all letters of a text: Pillow's own, one of the system's, or else Pillow's."""
+    own = ImageFont.load_default(size)
+    if _draws(own, text):
+        return own
+    for name in FONTS:
+        with contextlib.suppress(OSError):
+            font = ImageFont.truetype(name, size)
+            if _draws(font, text):
+                return font
+    return own
+
+
+def _draws(font: Any, text: str) -> bool:
+    """Whether a font has all letters of a text: it draws a box for those that it lacks, as for U+FFFF."""
+    box = bytes(font.getmask("\uffff"))
+    return not any(not letter.isspace() and bytes(font.getmask(letter)) == box for letter in set(text))
 
 
 def sheet(rows: Sequence[Sequence[tuple[str, np.ndarray | Image.Image]]]) -> Image.Image:

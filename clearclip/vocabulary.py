@@ -119,9 +119,9 @@ class Vocabulary:
 
         Such a pair says that the orders differ. Case, spaces, hyphens and underscores do not count.
         """
-        classes = [{_plain(name) for name in synonyms} for synonyms in self.names]
+        classes = [{plain(name) for name in synonyms} for synonyms in self.names]
         place = {name: index for index, known in reversed(list(enumerate(classes))) for name in known}
-        wanted = [_plain(name) for name in names]
+        wanted = [plain(name) for name in names]
         own = [index < len(classes) and name in classes[index] for index, name in enumerate(wanted)]
         return [(i, place[name]) for i, name in enumerate(wanted) if not own[i] and name in place]
 
@@ -155,6 +155,11 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
     Raises UserError, naming file and line, where `Vocabulary.of` would, and for a file that cannot be read.
     """
     return _vocabulary(path, "line", _lines(path, "class file"))
+
+
+def class_lines(path: str | Path) -> list[int]:
+    """The line of each class in a class file. Raises UserError for a file that cannot be read."""
+    return [number for number, _ in _lines(path, "class file")]
 
 
 def load_templates(name_or_path: str | Path) -> tuple[str, ...]:
@@ -302,5 +307,6 @@ def _text(name: str) -> str:
     return " ".join(html.unescape(html.unescape(name)).split()).lower()
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A name without what class files write in different ways: case, spaces, hyphens and underscores."""
     return "".join(character for character in name.lower() if character not in " -_")

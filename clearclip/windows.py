@@ -175,7 +175,8 @@ class Maps:
     @classmethod
     def of(cls, scores: Tensor) -> "Maps":
         """Of scores [Q, H, W] that have their full size."""
-        return cls(scores, *(torch.eye(side, device=scores.device) for side in scores.shape[1:]), taps=1)
+        rows, columns = (torch.eye(side, device=scores.device) for side in scores.shape[1:])
+        return cls(scores, rows, columns, taps=1)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -11,6 +11,7 @@ test_dataloader = dict(
 )
 
 benchmark = dict(
+    names="54de501704dd728cae3d584dc42d779a6ee338afcd21361fce1543f5377767ae",
     name="ade20k",
     images=2000,
     published={"ViT-B-16": dict(ClearCLIP=16.7, CLIP=2.1)},

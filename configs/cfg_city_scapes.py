@@ -11,6 +11,7 @@ test_dataloader = dict(
 )
 
 benchmark = dict(
+    names="fd246b97d94b4cc6893f6b8d875c032921c02b9df71b070a2cf3504d6a9728e6",
     name="city_scapes",
     images=500,
     published={"ViT-B-16": dict(ClearCLIP=30.0, CLIP=5.5, MaskCLIP=12.6)},

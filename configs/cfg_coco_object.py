@@ -11,6 +11,7 @@ test_dataloader = dict(
 )
 
 benchmark = dict(
+    names="d61f98aed1218589d19b57d1680175a97b92dc4a248bd23deb226c8e1dda9f9b",
     name="coco_object",
     images=5000,
     published={"ViT-B-16": dict(ClearCLIP=33.0)},

@@ -11,6 +11,7 @@ test_dataloader = dict(
 )
 
 benchmark = dict(
+    names="becd6d08455eb73734a706e6f3c37e5ede15b5245bcbc84968d356018b8117e1",
     name="coco_stuff164k",
     images=5000,
     published={"ViT-B-16": dict(ClearCLIP=23.9, CLIP=4.4)},

@@ -12,6 +12,7 @@ test_dataloader = dict(
 )
 
 benchmark = dict(
+    names="a1f576d93f4c402858caaeda95be2d2889c991f8698f231b63ae69fd028f8c4f",
     name="context59",
     images=5104,
     published={"ViT-B-16": dict(ClearCLIP=35.9, CLIP=9.2)},

@@ -12,6 +12,7 @@ test_dataloader = dict(
 )
 
 benchmark = dict(
+    names="eb7c005ff074ced670c7758dd0d577288838f45998ad9777d09ad21743f5dff9",
     name="context60",
     images=5104,
     published={"ViT-B-16": dict(ClearCLIP=32.6)},

@@ -12,6 +12,8 @@ test_dataloader = dict(
 )
 
 benchmark = dict(
+    names="ad321aed7503dcc7133924e64de4469663af097ad087808e5eb99be60ae8f7cc",
+    renamed={"boat": "ship", "diningtable": "table"},
     name="voc20",
     images=1449,
     published={"ViT-B-16": dict(ClearCLIP=80.9, CLIP=41.8)},

@@ -12,6 +12,8 @@ test_dataloader = dict(
 )
 
 benchmark = dict(
+    names="533a09dcf5a801dcc500bead06c84d7dc75e53791d2127da598754d9e9539ebb",
+    renamed={"boat": "ship", "diningtable": "table"},
     name="voc21",
     images=1449,
     published={"ViT-B-16": dict(ClearCLIP=51.8)},

@@ -11,11 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import benchmark
-from clearclip.backbone import load_backbone
+from benchmarking import inputs, measure, published
 
+from clearclip.backbones import load_backbone
 from clearclip.decode import Decoder
+from clearclip.images import read_image
 from clearclip.methods import create_method
-from clearclip.segmenter import Segmenter, read_image, resize_short
+from clearclip.segmenter import Segmenter
 
 DISTINCT, SYNONYMS = (0, 1, 2, 3, 4, 5, 6), (0, 0, 1, 2, 2, 3, 4)
 PIPELINES = {  # name: input, crop, stride, classes of the queries, temperature, threshold
@@ -35,13 +37,13 @@ def test_transcription_gives_the_golden_labels(name, golden, tiny_backbone):
     image, crop, stride, query_class, temperature, threshold = PIPELINES[name]
     images, text, expected = golden("inputs")[image], golden("inputs")["text"], golden("pipeline")[f"{name}/labels"]
     with torch.inference_mode():
-        results = benchmark.published_vit(tiny_backbone.visual, images, text, crop, stride)
-        merged = benchmark.published_stitch(results, images)
+        results = published.published_vit(tiny_backbone.visual, images, text, crop, stride)
+        merged = published.published_stitch(results, images)
         logits = torch.nn.functional.interpolate(merged, size=expected.shape[1:], mode="bilinear")[0]
-        labels = benchmark.published_decode(logits, query_class, temperature, threshold)
-        strips = benchmark.decode_in_strips(merged, tuple(expected.shape[1:]), DISTINCT, rows=40, queries=3)
+        labels = published.published_decode(logits, query_class, temperature, threshold)
+        strips = published.decode_in_strips(merged, tuple(expected.shape[1:]), DISTINCT, rows=40, queries=3)
     assert torch.equal(labels, expected[0].long())
-    assert torch.equal(strips, benchmark.published_decode(logits, DISTINCT))
+    assert torch.equal(strips, published.published_decode(logits, DISTINCT))
 
 
 @pytest.fixture
@@ -49,55 +51,54 @@ def case(tiny_backbone, tmp_path):
     """A segmenter, queries, an image file and its ground truth, all small."""
     segmenter = Segmenter("ClearCLIP", tiny_backbone, short_side=448)
     with torch.inference_mode():
-        path, truth = benchmark.make_image(benchmark.Case("", 90, 130, 9), tmp_path)
-        yield segmenter, benchmark.make_queries(9, segmenter), path, truth
+        path, truth = inputs.make_image(inputs.Case("", 90, 130, 9), tmp_path)
+        yield segmenter, inputs.make_queries(9, segmenter), path, truth
 
 
 def test_both_passes_give_what_the_segmenter_gives(case):
     segmenter, queries, path, truth = case
-    image = torch.from_numpy(resize_short(read_image(path), 448)).permute(2, 0, 1)
-    (expected,) = segmenter.segment([image], [(90, 130)], queries)
+    (expected,) = segmenter.segment([torch.from_numpy(read_image(path)).permute(2, 0, 1)], queries)
     assert len(expected.unique()) > 2
-    assert torch.equal(benchmark.engine_pass(segmenter, queries, path, truth, no_lap), expected)
-    labels, merged = benchmark.published_pass(segmenter.backbone, segmenter, queries, path, truth, no_lap)
-    differing, gap = benchmark.compare(expected, labels, merged)
+    assert torch.equal(measure.engine_pass(segmenter, queries, path, truth, no_lap), expected)
+    labels, merged = published.published_pass(segmenter.backbone, segmenter, queries, path, truth, no_lap)
+    differing, gap = measure.compare(expected, labels, merged)
     assert differing < 5
-    assert gap < benchmark.TIE
+    assert gap < measure.TIE
 
 
 def test_differing_labels_are_counted_and_weighed(case):
     segmenter, queries, path, truth = case
-    labels, merged = benchmark.published_pass(segmenter.backbone, segmenter, queries, path, truth, no_lap)
+    labels, merged = published.published_pass(segmenter.backbone, segmenter, queries, path, truth, no_lap)
     wrong = labels.clone()
     wrong[:2, :3] = (wrong[:2, :3] + 1) % 9
-    differing, gap = benchmark.compare(wrong, labels, merged)
+    differing, gap = measure.compare(wrong, labels, merged)
     assert differing == 6
-    assert gap > benchmark.TIE
-    assert benchmark.compare(labels, labels, merged) == (0, 0.0)
+    assert gap > measure.TIE
+    assert measure.compare(labels, labels, merged) == (0, 0.0)
 
 
 def test_operations_are_those_that_torch_counts(tiny_backbone):
     method, text = create_method("ClearCLIP", tiny_backbone), torch.randn(7, 48)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        method.scores(torch.randn(3, 3, 96, 64), text)
-    assert benchmark.vit_operations(tiny_backbone, 3, 96, 64, 7) == counter.get_total_flops()
+        method.scores(tiny_backbone.trunk(torch.randn(3, 3, 96, 64)), text)
+    assert measure.vit_operations(tiny_backbone, 3, 96, 64, 7) == counter.get_total_flops()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("right", [True, False])
 def test_program(right, tiny_folder, tmp_path, monkeypatch, capsys):
-    small = benchmark.Case("small", 90, 130, 9)
+    small = inputs.Case("small", 90, 130, 9)
     monkeypatch.setattr(benchmark, "CASES", {"small": small})
     monkeypatch.setattr(benchmark, "run_growth", lambda *_: {"images": [(1, 0.5, None)], "classes": [(2, 0.1, 0.2)]})
     monkeypatch.setattr(benchmark, "matrix_rate", lambda *_: 1e11)
     if not right:
-        monkeypatch.setattr(Decoder, "labels", lambda self, scores, rows, columns: torch.zeros(90, 130).byte())
+        monkeypatch.setattr(Decoder, "labels", lambda self, maps: torch.zeros(90, 130).byte())
     files = tmp_path / "figures.json", tmp_path / "picture.png"
     arguments = ["--quick", "--backbones", f"local-dir:{tiny_folder}", "--cases", "small", "--device", "cpu"]
     benchmark.main([*arguments, "--json", str(files[0]), "--picture", str(files[1])])
 
     rows = {row["stage"]: row for row in json.loads(files[0].read_text())}
-    assert set(rows) == {*benchmark.STAGES, "image", "text, cold", "text, warm"}
+    assert set(rows) == {*measure.STAGES, "image", "text, cold", "text, warm"}
     for stage, row in rows.items():
         assert row["case"].startswith("3 classes" if "text" in stage else "small")
         assert row["device"] == "cpu"
@@ -116,18 +117,18 @@ def test_program(right, tiny_folder, tmp_path, monkeypatch, capsys):
 def test_the_engine_may_run_in_another_precision(tiny_folder, tiny_backbone, tmp_path):
     coarse = load_backbone(f"local-dir:{tiny_folder}", device="cpu", precision="bf16")
     with torch.inference_mode():
-        rows, _ = benchmark.run_case(
-            benchmark.Case("small", 90, 130, 9), tiny_backbone, Segmenter("ClearCLIP", coarse), tmp_path, 1
+        rows, _ = measure.run_case(
+            inputs.Case("small", 90, 130, 9), tiny_backbone, Segmenter("ClearCLIP", coarse), tmp_path, 1
         )
     assert 0 < rows[-1]["differing_pixels"] < 90 * 130 / 2  # against float32
     assert not rows[-1]["labels_equal"]
 
 
 def test_a_reference_that_does_not_fit_is_counted(tiny_backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "available_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr(measure, "available_bytes", lambda device: 1 << 20)
     with torch.inference_mode():
-        rows, note = benchmark.run_case(
-            benchmark.Case("large", 200, 300, 9), tiny_backbone, Segmenter("ClearCLIP", tiny_backbone), tmp_path, 1
+        rows, note = measure.run_case(
+            inputs.Case("large", 200, 300, 9), tiny_backbone, Segmenter("ClearCLIP", tiny_backbone), tmp_path, 1
         )
     image = rows[-1]
     assert (image["stage"], image["reference_s"], image["ratio"]) == ("image", None, None)
@@ -144,7 +145,42 @@ def test_unknown_case(capsys):
 
 
 def test_random_weights_of_a_real_architecture():
-    backbone = benchmark.make_backbone("ViT-B-32", None, "cpu", "auto")
+    backbone = inputs.make_backbone("ViT-B-32", None, "cpu", "auto")
     assert (backbone.name, backbone.tag, backbone.patch_size, len(backbone.blocks)) == ("ViT-B-32", "random", 32, 12)
     with torch.inference_mode():
-        assert backbone.trunk(torch.zeros(1, 3, 64, 64)).shape == (1, 5, 768)
+        assert backbone.trunk(torch.zeros(1, 3, 64, 64)).tokens().shape == (1, 5, 768)
+
+
+def test_one_pass_beside_single_runs(tiny_folder, tmp_path, monkeypatch, capsys):
+    from benchmarking import passes
+
+    monkeypatch.setattr(passes, "RUNS", {"two methods": (("voc20", "voc21"), ("CLIP", "ClearCLIP"))})
+    file = tmp_path / "figures.json"
+    benchmark.main(["--passes", "2", "--backbones", f"local-dir:{tiny_folder}", "--device", "cpu", "--json", str(file)])
+    (row,) = json.loads(file.read_text())
+    assert row["runs"] == 4
+    assert row["scores_equal"]
+    for clock in ("", "cpu_"):
+        assert row[f"{clock}ratio"] == pytest.approx(row[f"{clock}single_s"] / row[f"{clock}pass_s"])
+    assert "4 single runs" in capsys.readouterr().out
+
+
+def test_other_scores_are_noticed(tiny_backbone, tmp_path, monkeypatch):
+    from benchmarking import passes
+
+    timed, calls = passes.timed, []
+
+    def one_digit_less(jobs, records):
+        found = timed(jobs, records)
+        calls.append(records)
+        return found._replace(scores=[{**score, "mIoU": 0.0} for score in found.scores]) if len(calls) == 3 else found
+
+    monkeypatch.setattr(passes, "timed", one_digit_less)
+    passes.prepare(tmp_path, 1, tiny_backbone.dim)
+    assert not passes.measure_runs("one", ("voc20",), ("CLIP",), tiny_backbone, tmp_path)["scores_equal"]
+
+
+def test_the_ablation_has_twenty_cells():
+    from benchmarking.passes import ABLATION
+
+    assert len({*ABLATION}) == 20

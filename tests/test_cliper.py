@@ -52,6 +52,7 @@ PROTOCOL = {
     "ade20k": (336, 0, 100, 0.3, 0.3, 0.2, 15, 0, False, 19.8, 21.5),
     "city_scapes": (560, 560, 100, 0.0001, 0, 0.35, 80, 0, False, 35.9, 37.0),
 }
+WORDS = {"voc20": 25} | dict.fromkeys(("context59", "coco_stuff164k", "ade20k", "city_scapes"), 1)  # besides classes
 CLASSES = dict(voc21=21, voc20=20, context60=60, context59=59, coco_object=81, coco_stuff164k=171, ade20k=150)
 
 
@@ -378,6 +379,7 @@ def test_config(name, tiny_backbone):
     assert (method.score_threshold, method.attention_threshold) == (score, attention)
     assert (method.window, method.background, method.normalise) == (window, background, name == "voc21")
     assert (method.select, method.iterate, method.refine) == (-1, True, None)
+    assert (len(method.words), model.resize) == (WORDS.get(name, 0), "pil")
     assert (benchmark.protocol, benchmark.name) == ("cliper", name)
     (first, second) = benchmark.published["ViT-B-16"].items()
     assert first == (model.method, plain)

@@ -119,7 +119,7 @@ def test_find_config(tmp_path, monkeypatch):
     assert find_config("sclip/voc20") == find_config("voc20", "sclip") == folder / "sclip/cfg_voc20.py"
     assert find_config("sanity") == folder / "cfg_sanity.py"
     assert sanity_folder() == ROOT / "datasets/sanity"
-    assert protocols() == ["clearclip", "cliper", "naclip", "proxyclip", "sclip"]
+    assert {"clearclip", "cliper", "naclip", "proxyclip", "sclip"} <= set(protocols())
     monkeypatch.chdir(tmp_path)
     assert find_config(write(Path("cfg_voc20.py"), "")) == Path("cfg_voc20.py")  # one's own goes first
 

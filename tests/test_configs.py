@@ -1,5 +1,6 @@
 """The benchmark configs, against tables written down here a second time."""
 
+import re
 from pathlib import Path
 
 import clearclip.evaluation.mmseg  # noqa: F401, registers the data sets
@@ -13,6 +14,8 @@ from clearclip.config import override, read_config
 from clearclip.errors import UserError
 from clearclip.evaluation.datasets import check_dataset, left_aside
 from clearclip.evaluation.run import load_config
+from clearclip.methods import create_method
+from clearclip.spec import Spec
 from clearclip.vocabulary import load_templates, load_vocabulary
 
 # isort: split
@@ -34,7 +37,9 @@ SETS = {
     "city_scapes": (19, 500, 0),
     "ade20k": (150, 2000, 1),
 }
-PATHS = sorted(CONFIGS / folder / f"cfg_{name}.py" for folder in ("", "sclip", "naclip", "proxyclip") for name in SETS)
+# Every folder but CLIPer's, whose labelling rule has a test file of its own.
+PATHS = sorted(path for path in (*CONFIGS.glob("cfg_*.py"), *CONFIGS.glob("*/cfg_*.py")) if path.stem[4:] in SETS)
+PATHS = [path for path in PATHS if path.parent.name != "cliper"]
 
 # data set: an image and its label map below the data root
 DATASET = "test_dataloader.dataset"
@@ -90,12 +95,152 @@ PROTOCOLS = {
     ("proxyclip", "coco_stuff164k"): (336, 336, 112, 40, 0, 0, 26.5),
     ("proxyclip", "city_scapes"): (448, 224, 112, 40, 0, 0, 38.1),
     ("proxyclip", "ade20k"): (448, 336, 112, 40, 0, 0, 20.2),
+    ("gla-clip", "voc20"): (336, 224, 112, 40, 0, 0, None),
+    ("gla-clip", "voc21"): (336, 224, 112, 40, 0.1, 0, 66.3),
+    ("gla-clip", "context59"): (336, 224, 112, 40, 0, 0, None),
+    ("gla-clip", "context60"): (336, 224, 112, 40, 0.1, 0, 36.1),
+    ("gla-clip", "coco_object"): (336, 224, 112, 40, 0.1, 0, 37.7),
+    ("gla-clip", "coco_stuff164k"): (336, 224, 112, 40, 0, 0, None),
+    ("gla-clip", "city_scapes"): (560, 224, 112, 40, 0, 0, 40.8),
+    ("gla-clip", "ade20k"): (336, 224, 112, 40, 0, 0, 20.0),
+    ("lposs", "voc20"): (448, 224, 112, 50, 0, 0, 78.8),
+    ("lposs", "voc21"): (448, 224, 112, 50, 0, 0, 61.1),
+    ("lposs", "context59"): (448, 224, 112, 50, 0, 0, 37.8),
+    ("lposs", "context60"): (448, 224, 112, 50, 0, 0, 34.6),
+    ("lposs", "coco_object"): (448, 224, 112, 50, 0, 0, 33.4),
+    ("lposs", "coco_stuff164k"): (448, 224, 112, 50, 0, 0, 25.9),
+    ("lposs", "city_scapes"): (448, 224, 112, 50, 0, 0, 37.3),
+    ("lposs", "ade20k"): (448, 224, 112, 50, 0, 0, 21.8),
+    ("corrclip", "voc20"): (336, 336, 112, 40, 0, 0, 88.8),
+    ("corrclip", "voc21"): (336, 336, 112, 40, 0.2, 0, 74.8),
+    ("corrclip", "context59"): (336, 336, 112, 40, 0, 0, 48.8),
+    ("corrclip", "context60"): (336, 336, 112, 40, 0.15, 0, 44.2),
+    ("corrclip", "coco_object"): (336, 336, 112, 40, 0.25, 0, 43.7),
+    ("corrclip", "coco_stuff164k"): (336, 336, 112, 40, 0, 0, 31.6),
+    ("corrclip", "city_scapes"): (448, 224, 112, 40, 0, 0, 49.4),
+    ("corrclip", "ade20k"): (448, 336, 112, 40, 0, 0, 26.9),
+    ("textregion", "voc20"): (672, 0, None, 50, 0, 0, None),
+    ("textregion", "voc21"): (672, 0, None, 50, 0.4, 0, None),
+    ("textregion", "context59"): (672, 0, None, 50, 0, 0, None),
+    ("textregion", "context60"): (672, 0, None, 50, 0.35, 0, None),
+    ("textregion", "coco_object"): (672, 0, None, 50, 0.5, 0, None),
+    ("textregion", "coco_stuff164k"): (896, 0, None, 50, 0, 0, None),
+    ("textregion", "city_scapes"): (1344, 0, None, 50, 0, 0, None),
+    ("textregion", "ade20k"): (672, 0, None, 50, 0, 0, None),
+    ("trident", "voc20"): (336, 336, 112, 40, 0, 0, 84.5),
+    ("trident", "voc21"): (448, 336, 224, 40, 0.2, 0, 67.1),
+    ("trident", "context59"): (576, 336, 224, 40, 0, 0, 42.2),
+    ("trident", "context60"): (576, 336, 224, 40, 0.15, 0, 38.6),
+    ("trident", "coco_object"): (448, 336, 224, 40, 0.25, 0, 41.1),
+    ("trident", "coco_stuff164k"): (448, 336, 224, 40, 0, 0, 28.3),
+    ("trident", "city_scapes"): (688, 336, 224, 40, 0, 0, 42.9),
+    ("trident", "ade20k"): (576, 336, 224, 40, 0, 0, 21.9),
+    ("radseg", "voc20"): (336, 336, 112, 100, 0, 0, None),
+    ("radseg", "context59"): (576, 336, 224, 100, 0, 0, None),
+    ("radseg", "coco_stuff164k"): (448, 336, 224, 100, 0, 0, None),
+    ("radseg", "city_scapes"): (688, 336, 224, 100, 0, 0, None),
+    ("radseg", "ade20k"): (576, 336, 224, 100, 0, 0, None),
+    ("sc-clip", "voc20"): (336, 224, 112, 40, 0, 0, 84.3),
+    ("sc-clip", "voc21"): (336, 224, 112, 50, 0.15, 0.1, 64.6),
+    ("sc-clip", "context59"): (336, 224, 112, 40, 0, 0, 40.1),
+    ("sc-clip", "context60"): (336, 224, 112, 40, 0.15, 0, 36.8),
+    ("sc-clip", "coco_object"): (336, 224, 112, 55, 0.35, 0, 37.7),
+    ("sc-clip", "coco_stuff164k"): (336, 224, 112, 40, 0, 0, 26.6),
+    ("sc-clip", "city_scapes"): (560, 224, 112, 40, 0, 0, 41.0),
+    ("sc-clip", "ade20k"): (336, 224, 112, 40, 0, 0, 20.1),
 }
-METHODS = {"clearclip": "ClearCLIP", "sclip": "SCLIP", "naclip": "NACLIP", "proxyclip": "ProxyCLIP"}
+
+# As NACLIP's, but for these protocols' own method and published mIoU.
+NACLIP_LIKE = {
+    "resclip": dict(
+        voc20=86.0,
+        voc21=61.1,
+        context59=36.8,
+        context60=33.5,
+        coco_object=35.0,
+        coco_stuff164k=24.7,
+        city_scapes=35.9,
+        ade20k=18.0,
+    ),
+    "pearl": dict(
+        voc20=86.9,
+        voc21=64.1,
+        context59=38.6,
+        context60=35.1,
+        coco_object=37.3,
+        coco_stuff164k=26.3,
+        city_scapes=37.6,
+        ade20k=19.4,
+    ),
+}
+PROTOCOLS |= {
+    (protocol, name): (*PROTOCOLS["naclip", name][:-1], published)
+    for protocol, numbers in NACLIP_LIKE.items()
+    for name, published in numbers.items()
+}
+# protocol: the method, where a data set has no other in OWN, and the backbone with its weights
+METHODS = {
+    "clearclip": "ClearCLIP",
+    "sclip": "SCLIP",
+    "naclip": "NACLIP",
+    "proxyclip": "ProxyCLIP",
+    "resclip": "ResCLIP",
+    "pearl": "PEARL+TLP",
+    "gla-clip": "GLA-CLIP",
+    "lposs": "LPOSS",
+    "corrclip": "CorrCLIP+MAPVOTE",
+    "textregion": "TextRegion",
+    "trident": "Trident",
+    "radseg": "RADSeg",
+    "sc-clip": "SC-CLIP",
+}
+OWN = {
+    ("pearl", "city_scapes"): "PEARL:attention=pearl0.3+TLP:grid=224",
+    ("pearl", "ade20k"): "PEARL:attention=pearl0.3+TLP",
+    ("textregion", "city_scapes"): "TextRegion:halves=True",
+    ("trident", "voc20"): "Trident:cos_factor=0",
+    ("trident", "ade20k"): "Trident:keep_negative=False",
+    ("trident", "city_scapes"): "Trident:cos_factor=3,keep_negative=False,halves=True",
+}
+RESCLIP = {  # data set: confidence, rcs_lambda, sfr_tau, sfr_lambda
+    "voc20": (0.1, 0.6, 2.1, 0.6),
+    "voc21": (0.5, 0.3, 2.2, 0.7),
+    "context59": (0.25, 0.4, 1.8, 0.7),
+    "context60": (0.3, 0.3, 1.8, 0.7),
+    "coco_object": (0.11, 0.4, 1.8, 0.7),
+    "coco_stuff164k": (0.11, 0.4, 1.8, 0.7),
+    "city_scapes": (0.1, 0.2, 2.1, 0.6),
+    "ade20k": (0.25, 0.3, 2.1, 0.7),
+}
+SAM = {  # data set: what a class must be at least for Trident's published refinement
+    "voc20": 0.2,
+    "voc21": 0.2,
+    "context59": 0.15,
+    "context60": 0.15,
+    "coco_object": 0.25,
+    "coco_stuff164k": 0.05,
+    "city_scapes": 0.1,
+    "ade20k": 0.05,
+}
+BACKBONES = {
+    "lposs": ("ViT-B-16", "laion2b_s34b_b88k"),
+    "corrclip": ("ViT-B-16", "metaclip_fullcc"),
+    "radseg": ("C-RADIOv3-B", "nvidia"),
+}
+SCLIP = ("sclip", ("voc20", "voc21", "coco_object"))
+PROXYCLIP = ("proxyclip", ("voc21", "coco_object"))
 ENGINEERED = {  # class files other than the plain ones
-    "sclip": ("sclip", ("voc20", "voc21", "coco_object")),
-    "naclip": ("sclip", ("voc20", "voc21", "coco_object")),
-    "proxyclip": ("proxyclip", ("voc21", "coco_object")),
+    "sclip": SCLIP,
+    "naclip": SCLIP,
+    "resclip": SCLIP,
+    "pearl": SCLIP,
+    "gla-clip": SCLIP,
+    "lposs": SCLIP,
+    "sc-clip": SCLIP,
+    "proxyclip": PROXYCLIP,
+    "textregion": PROXYCLIP,
+    "trident": PROXYCLIP,
+    "corrclip": ("corrclip", tuple(SETS)),
 }
 
 
@@ -135,10 +280,14 @@ def test_config(path, monkeypatch):
     classes, images, _ = SETS[name]
 
     model = config.model
-    assert (model.type, model.method, model.backbone) == ("OpenVocabSegmentor", METHODS[protocol], "ViT-B-16")
-    assert (model.pretrained, len(load_templates(model.templates))) == ("openai", 80)
+    backbone, weights = BACKBONES.get(protocol, ("ViT-B-16", "openai"))
+    assert (model.type, model.backbone, model.pretrained) == ("OpenVocabSegmentor", backbone, weights)
+    if protocol != "resclip":
+        assert model.method == OWN.get((protocol, name), METHODS[protocol])
+    assert len(load_templates(model.templates)) == 80
     assert (model.short_side, model.crop) == (side, crop)
     assert crop == 0 or model.stride == stride
+    assert model.get("two_steps", False) == (crop == 0 and protocol != "textregion")
     assert (model.logit_scale, model.threshold, model.area_threshold) == (
         logit_scale,
         threshold,
@@ -154,12 +303,51 @@ def test_config(path, monkeypatch):
     assert f"/benchmarks/{FILES[name][0]}".startswith(config.test_dataloader.dataset.data_root)
 
     assert config.benchmark.images == images
-    assert config.benchmark.published["ViT-B-16"][METHODS[protocol]] == published
-    for methods in config.benchmark.published.values():
-        assert set(methods) <= set(config.benchmark.source)
+    benchmark = config.benchmark
+    weights = backbone if weights == "openai" else f"{backbone} {weights}"
+    if published is None:
+        assert benchmark.published == {}
+    else:
+        assert benchmark.published[weights][published_method(protocol, name, model.method)] == published
+    for methods in benchmark.published.values():
+        assert set(methods) <= set(benchmark.source)
+        assert all(str(Spec.parse(method)) == method for method in methods)  # as results name it
         assert not any(other in methods for other in METHODS.values() if other != METHODS[protocol])
-        others = [m for m in methods if m.removesuffix("+PAMR") != METHODS[protocol]]
-        assert all("third-party" in config.benchmark.source[m] for m in others)
+        others = [m for m in methods if re.split("[:+]", m)[0] != re.split("[:+]", model.method)[0]]
+        others += [m for m in methods if protocol == "proxyclip" and m != "ProxyCLIP"]
+        others += list(methods) if protocol in ("gla-clip", "lposs") else []
+        assert all("third-party" in benchmark.source[m] for m in others)
+
+
+def published_method(protocol, name, method):
+    """The method of the published number: with SAM for Trident, and with more points in CorrCLIP's masks."""
+    if protocol == "trident":
+        return method + ("+SAM" if name == "city_scapes" else f"+SAM:coarse_threshold={SAM[name]}")
+    return (
+        method.replace("CLIP", "CLIP:masks=(SAM2:points=32)") + ":masks=(SAM2:points=32)"
+        if protocol == "corrclip"
+        else method
+    )
+
+
+@pytest.mark.parametrize("name", RESCLIP)
+def test_constants_of_resclip(name, tiny_backbone):
+    method = create_method(read_config(CONFIGS / f"resclip/cfg_{name}.py").model.method, tiny_backbone)
+    assert str(method.base.attention) == str(create_method("NACLIP", tiny_backbone).attention)
+    assert (method.rcs_tau, method.path) == (2, True)
+    assert (method.confidence, method.rcs_lambda, method.sfr_tau, method.sfr_lambda) == RESCLIP[name]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_class_files_of_corrclip(name):
+    folder = "proxyclip" if name in PROXYCLIP[1] else "."
+    theirs = load_vocabulary(CONFIGS / folder / f"cls_{name}.txt").names
+    expected = [("people",) if names == ("person",) else names for names in theirs]
+    assert ("people",) in expected
+    if name == "coco_object":
+        assert "bed" in expected[0]
+        expected[0] = tuple(word for word in expected[0] if word != "bed")
+    assert list(load_vocabulary(CONFIGS / f"corrclip/cls_{name}.txt").names) == expected
 
 
 def test_data_root_defaults_to_a_folder_here(monkeypatch):

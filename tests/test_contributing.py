@@ -22,11 +22,14 @@ EXAMPLES = {
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """`own(name)`: import an example as a module outside of the package; it is forgotten afterwards."""
+    from clearclip.masks import MASKS
     from clearclip.methods import METHODS
     from clearclip.refine import REFINEMENTS
 
     monkeypatch.syspath_prepend(tmp_path)
-    registries = [(registry, dict(registry._entries)) for registry in (METHODS, REFINEMENTS) if registry.entries()]
+    registries = [
+        (registry, dict(registry._entries)) for registry in (METHODS, REFINEMENTS, MASKS) if registry.entries()
+    ]
 
     def load(name):
         (tmp_path / f"{name}.py").write_text(EXAMPLES[name])
@@ -47,7 +50,7 @@ def segment(method, backbone):
 
 
 def test_there_are_examples():
-    assert set(EXAMPLES) == {"mine", "blur", "cfg_mine"}
+    assert set(EXAMPLES) == {"mine", "blur", "squares", "cfg_mine"}
 
 
 def test_the_method(own, tiny_backbone):
@@ -67,6 +70,14 @@ def test_the_refinement(own, tiny_backbone):
     assert 0 < np.abs(np.diff(blurred)).sum() < np.abs(np.diff(sharp)).sum()
     with pytest.raises(UserError, match="radius 0 must be 1 or more"):
         segment("ClearCLIP+Blur:radius=0", tiny_backbone)
+
+
+def test_the_masks(own, tiny_backbone):
+    own("squares")
+    labels = segment("ClearCLIP+MAPVOTE:masks=(Squares:side=32)", tiny_backbone).labels
+    squares = labels.reshape(2, 32, 3, 32).swapaxes(1, 2).reshape(6, -1)
+    assert (squares[1:] == squares[1:, :1]).all()  # the first square's number is the smallest, and means no mask
+    assert (labels != segment("ClearCLIP", tiny_backbone).labels).any()
 
 
 def test_the_data_set(tmp_path):

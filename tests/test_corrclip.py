@@ -72,8 +72,9 @@ def test_golden_features(name, case, deep_backbone):
 @pytest.mark.parametrize("name", MERGED)
 def test_golden_merging(name, case, golden):
     _, external, ids, _ = case(name)
-    numbers, count = number_regions(ids, CASES[name])
-    distances = merge_distances(external.flatten(2).transpose(1, 2), numbers, count, int(count))
+    numbers, counts = number_regions(ids, CASES[name])
+    count = torch.tensor(counts)
+    distances = merge_distances(external.flatten(2).transpose(1, 2), numbers, count, *counts)
     assert_near(distances[0, 1:, 1:], golden("corrclip")[f"{name}/merge_distance"])
     first = component(distances, count, 0.2)[0, 1:]
     _, consecutive = first.unique(return_inverse=True)  # the reference numbers components in the order of their firsts

@@ -116,8 +116,8 @@ def test_command_line(tiny_folder, data, tmp_path):
     assert f"ClearCLIP  {result['mIoU']:.2f} ± {result['interval']:.2f} (3 img)\n" in done.stdout
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {
-        f"{work_dir}/result.json", f"{work_dir}/config.py", "results.xlsx", "results.xlsx.lock",
-        "work_dirs/records/1-of-1.sqlite",
+        f"{work_dir}/result.json", f"{work_dir}/config.py", "work_dirs/records/1-of-1.sqlite", "results.xlsx",
+        "results.xlsx.lock",
     }  # fmt: skip
 
 
@@ -466,6 +466,19 @@ def test_files_that_spoil_a_run_are_named(spoil, workers, tiny_folder, data, dam
     assert not Path("results.xlsx").exists()
 
 
+@pytest.mark.parametrize(("weights", "published"), [("{} {}", 50), ("{}", None)], ids=["named", "OpenAI's"])
+def test_a_published_number_of_other_weights_is_theirs_alone(
+    weights, published, tiny_folder, tiny_backbone, data, tmp_path
+):
+    config = own_config(data)
+    key = weights.format(tiny_backbone.name, tiny_backbone.tag)
+    with open(config, "a") as file:
+        file.write(f"\nbenchmark = dict(published={{{key!r}: dict(ClearCLIP=50.0)}}, source=dict(ClearCLIP='paper'))\n")
+    main([config, "--backbone", f"local-dir:{tiny_folder}", "--work-dir", str(tmp_path / "work")])
+    result = read_result(tmp_path / "work/result.json")
+    assert (result["published"], result["published_source"]) == (published, published and "paper")
+
+
 def test_an_altered_protocol_is_marked_and_not_compared(tiny_folder, tiny_backbone, data, monkeypatch):
     """The tiny weights pass for OpenAI's, the config has a number for them."""
     config = own_config(data)
@@ -594,8 +607,7 @@ def test_images_may_be_resized_on_the_device(evaluate, tiny_backbone, data):
 
 
 def test_workers_only_decode_where_images_are_resized_on_the_device(evaluate, fails, monkeypatch):
-    seen = []
-    view = Segmenter.view
+    seen, view = [], Segmenter.view
     monkeypatch.setattr(Segmenter, "view", lambda self, image, *rest: seen.append(image) or view(self, image, *rest))
     evaluate("cfg_voc20", resize="device")
     assert [tuple(image.shape[1:]) for image in seen] == list(SHAPES.values())
@@ -677,10 +689,11 @@ def test_an_evaluation_leaves_no_trace(tiny_folder, data):
     settings = {"backbone": f"local-dir:{tiny_folder}", "device": "cpu", "templates": "single"}
     run = load_config("voc20", settings, {"test_dataloader.num_workers": 0})
     config, variables = copy.deepcopy(run.config), dict(os.environ)
-    first, second = (next(evaluate_all(Job([run], [Path(name)], Path(name)))).result for name in ("one", "two"))
+    (first,) = evaluate_all(Job([run], records=Path("one")))
     assert run.config == config
     assert dict(os.environ) == variables
-    assert scores(first) == scores(second)
+    (second,) = evaluate_all(Job([run], records=Path("two")))
+    assert scores(first.result) == scores(second.result)
 
 
 def test_mmengine_runs_a_config_by_itself(tiny_folder, evaluate):

@@ -5,10 +5,12 @@ Images are resized to 64 pixels and cut into windows of 64 every 32, so that two
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from benchmarks import SHAPES, make_benchmark
+from PIL import Image
 from safetensors.torch import save_file
 from tiny_sam import tiny_sam
 
@@ -22,19 +24,31 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = [entry.name for entry in list_methods()]
 VIT, SAM = "vfm=test_vit,vfm_weights=test_vit.safetensors", "sam=tiny_samvit,sam_weights=tiny_samvit.safetensors"
 # What a method cannot do without.
-OPTIONS = {"ProxyCLIP": f":{VIT}", "GLA-CLIP": f":{VIT}", "LPOSS": f":{VIT}", "Trident": f":{VIT},{SAM}"}
+OPTIONS = {
+    "ProxyCLIP": f":{VIT}",
+    "GLA-CLIP": f":{VIT}",
+    "LPOSS": f":{VIT}",
+    "Trident": f":{VIT},{SAM}",
+    "CorrCLIP": f":masks=masks,{VIT}",
+    "TextRegion": ":masks=masks,tile=64",
+}
+REFINED = {"CorrCLIP": "+MAPVOTE:masks=masks"}  # what its own config has besides
 VARIANTS = [  # a method with more to it, and the one that it must differ from
     ("ClearCLIP+PAMR", "ClearCLIP"),
     (f"ClearCLIP+LP:{VIT}", "ClearCLIP"),
     ("ClearCLIP+LPP", "ClearCLIP"),
+    ("PEARL+TLP", "PEARL"),
     (f"LPOSS:{VIT}+LPP", "LPOSS"),
     ("GEM+PAMR", "GEM"),
     ("GEM+SCGA", "GEM"),
     ("RADSeg:denoise=0", "RADSeg"),
     ("NACLIP+SAM:model=sam,coarse_threshold=0,minimal_area=4,iou_threshold=-99", "NACLIP"),
+    ("ClearCLIP+MAPVOTE:masks=masks", "ClearCLIP"),
+    (f"CorrCLIP:masks=masks,{VIT}+MAPVOTE:masks=masks", "CorrCLIP"),
     ("ResCLIP:base=SCLIP", "SCLIP"),
     ("ResCLIP:base=NACLIP", "NACLIP"),
     ("ResCLIP:base=ClearCLIP", "ClearCLIP"),
+    ("CLIPer:words=ship", "CLIPer"),
     ("CLIPer:window=64", "CLIPer"),
     ("CLIPer:background=True", "CLIPer"),
     ("CLIPer:refine=test_vit,refine_weights=test_vit.safetensors", "CLIPer"),
@@ -45,15 +59,21 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder to work in: the data of VOC, embeddings of its names, timm's smallest ViT, a tiny SAM in two forms."""
+    """A folder to work in: the data of VOC, embeddings of its names, timm's smallest ViT, tiny SAMs, masks."""
     folder = tmp_path_factory.mktemp("methods")
     make_benchmark(folder / "data", "voc21")
     torch.manual_seed(0)
     for name in ("test_vit", "tiny_samvit"):
         save_file(timm.create_model(name, num_classes=0).state_dict(), folder / f"{name}.safetensors")
     tiny_sam().save_pretrained(folder / "sam")
+    (folder / "masks").mkdir()
+    for image, (height, width) in SHAPES.items():  # three masks side by side, the last row in none
+        ids = np.repeat(np.arange(width, dtype=np.uint8)[None] * 3 // width + 1, height, axis=0)
+        ids[-9:] = 0
+        Image.fromarray(ids).save(folder / "masks" / f"{image}.png")
     names = load_vocabulary(CONFIGS / "cls_voc21.txt").queries
-    TextEmbeddings(names, torch.randn(len(names), 48)).save(folder / "text.safetensors")
+    text = torch.randn(len(names), 48, generator=torch.Generator().manual_seed(2))
+    TextEmbeddings(names, text).save(folder / "text.safetensors")
     return folder
 
 
@@ -132,9 +152,11 @@ def test_variants(variant, plain, measure, known):
 
 @pytest.mark.parametrize("protocol", sorted(path.name for path in CONFIGS.iterdir() if path.is_dir()))
 def test_protocols(protocol, evaluate):
-    """A method's own config as it stands, but for the size of images and the templates."""
-    method = {"proxyclip": ["--method", f"ProxyCLIP{OPTIONS['ProxyCLIP']}"]}.get(protocol, [])
-    result = evaluate(f"{protocol}/cfg_voc21", *method, side=112, templates="single")
-    assert result["method"].lower().startswith(protocol)
-    assert (result["protocol"], result["dataset"], result["images"]) == (protocol, "voc21", len(SHAPES))
+    """A method's own config as it stands, but for the networks, the size of images and the templates."""
+    (name,) = [name for name in NAMES if name.lower() == protocol]
+    dataset = "voc20" if protocol == "radseg" else "voc21"  # RADSeg has none with a background
+    method = ["--method", name + OPTIONS[name] + REFINED.get(name, "")] if name in OPTIONS else []
+    result = evaluate(f"{protocol}/cfg_{dataset}", *method, side=112, templates="single")
+    assert result["method"].startswith(name)
+    assert (result["protocol"], result["dataset"], result["images"]) == (protocol, dataset, len(SHAPES))
     assert 0 <= result["mIoU"] <= 100

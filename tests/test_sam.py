@@ -171,3 +171,9 @@ def test_no_weights(make, tmp_path):
         make("ClearCLIP+SAM")
     with pytest.raises(UserError, match=r"model.safetensors"):
         make(f"ClearCLIP+SAM:model={tmp_path}")
+
+
+def test_files(make, folder):
+    """What records are kept apart by: a folder's files, and when they were written."""
+    (refinement,) = make(f"ClearCLIP+SAM:model={folder}").refinements
+    assert f"model.safetensors {(folder / 'model.safetensors').stat().st_mtime_ns}" in refinement.files()["sam"]

@@ -61,7 +61,8 @@ def test_scores_are_those_of_the_metric(parts, wrong):
         areas[0] = 1
     metric = ClassIoUMetric(iou_metrics=["mIoU"])
     metric.dataset_meta = {"classes": "abcd"}
-    expected, ours = metric.compute_metrics(list(areas)), scores(areas)
+    counts = np.pad(areas.reshape(len(areas), -1), ((0, 0), (0, 2)))  # and no label was strange, none ignored
+    expected, ours = metric.compute_metrics(list(counts)), scores(areas)
     for name in ("mIoU", "aAcc", "mAcc"):
         assert getattr(ours, name) == pytest.approx(expected[name], rel=1e-14)
     np.testing.assert_array_equal(ours.IoU, list(expected["IoU"].values()))

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from clearclip import windows
 from clearclip.errors import UserError
 from clearclip.methods.trident import SAMAttention, Trident, correlation
+from clearclip.state import content_hash
 from clearclip.view import View
 from clearclip.windows import Stitcher, covering_shape
 
@@ -178,3 +179,9 @@ def test_wrong_encoders(make, vit_weights):
         make(f"Trident:vfm=test_vit,vfm_weights={vit_weights},sam=test_vit,sam_weights={vit_weights}")
     with pytest.raises(UserError, match="sam_weights=PATH"):
         make(f"Trident:vfm=test_vit,vfm_weights={vit_weights}")
+
+
+def test_files(make, vit_weights, sam_weights):
+    """What records are kept apart by."""
+    files = make(spec(vit_weights, sam_weights)).method.files()
+    assert files == {"vfm": content_hash(vit_weights), "sam": content_hash(sam_weights)}

@@ -8,11 +8,18 @@ not change the cost. Methods take turns, so that what else the machine does fall
 import argparse
 import json
 import statistics
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import timm
 import torch
-from benchmark import CASES, Laps, as_columns, in_mib, make_backbone, make_queries, smooth_image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without clearclip being installed
+
+from benchmarking.inputs import CASES, make_backbone, make_queries, smooth_image
+from benchmarking.measure import Laps
+from benchmarking.report import as_columns, in_mib
 
 from clearclip.errors import program
 from clearclip.masks import MaskProvider, Masks

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearclip.errors import UserError
-from clearclip.state import content_hash
+from clearclip.state import content_hash, overflowing
 from clearclip.tensors import TensorCache
 from clearclip.trunk import QKV, Trunk
 from clearclip.weights import Checkpoint
@@ -169,11 +169,24 @@ class Backbone(nn.Module):
         """SHA-256 of the weights file."""
         return content_hash(Path(self.checkpoint.path))
 
+    def cast(self, tower: Any) -> Any:
+        """A tower on the backbone's device, in its precision, for inference.
+
+        Raises UserError for a weight that is too large for the precision: every score would be NaN.
+        """
+        name = None if self.dtype == torch.float32 else overflowing(dict(tower.named_parameters()), self.dtype)
+        if name:
+            raise UserError(
+                f"{self.checkpoint.path}: {name} has numbers too large for {str(self.dtype).removeprefix('torch.')}; "
+                "use --precision fp32 or bf16"
+            )
+        return tower.to(self.device, self.dtype).eval().requires_grad_(False)
+
     @functools.cached_property
     def text_tower(self) -> Any:
         """The text tower, loaded when first used. Raises UserError where the checkpoint has none."""
         try:
-            return self.load_text_tower().to(self.device, self.dtype).eval().requires_grad_(False)
+            return self.cast(self.load_text_tower())
         except OSError as error:  # a text tower of transformers looks for its configuration on the hub
             raise UserError(
                 f"the text tower of {self.name} cannot be built ({' '.join(str(error).split())[:200]}); fill the hub's "

@@ -63,7 +63,7 @@ class OpenCLIPBackbone(Backbone):
         compile: bool = False,
     ):
         super().__init__(checkpoint, device, dtype, position, compile)
-        visual: Any = self.load_image_tower().to(device, dtype).eval().requires_grad_(False)
+        visual: Any = self.cast(self.load_image_tower())
         self.visual = visual
         self.blocks = [OpenCLIPBlock(module) for module in visual.transformer.resblocks]
         self.patch_size = visual.patch_size[0]

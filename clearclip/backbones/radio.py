@@ -168,7 +168,7 @@ class RadioBackbone(Backbone):
         compile: bool = False,
     ):
         super().__init__(checkpoint, device, dtype, position, compile)
-        visual = load_image_tower(checkpoint).to(device, dtype).eval().requires_grad_(False)
+        visual = self.cast(load_image_tower(checkpoint))
         self.visual = visual
         self.blocks = [RadioBlock(module) for module in visual.blocks]
         self.patch_size, self.width, self.dim = visual.patch_size, visual.width, visual.text_head.width

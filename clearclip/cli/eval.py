@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from clearclip.cli.options import add_evaluation, model_settings
+from clearclip.cli.own_data import add_own_data, own_run
 from clearclip.cli.reporting import add_sharing, check_outputs, own_device, shares, stoppable
 from clearclip.config import find_config, parse_options
 from clearclip.errors import UserError, program
@@ -28,9 +29,15 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     parser.add_argument("--show-dir", metavar="DIR", help="save image, ground truth and prediction side by side")
     add_evaluation(parser)
     add_sharing(parser)
+    add_own_data(parser)
     arguments = parser.parse_args(argv)
+    own = arguments.images or arguments.masks or arguments.classes
+    if own and not (arguments.config or arguments.option):
+        return arguments
+    if own:
+        parser.error("give a config, or --images, --masks and --classes, not both")
     if (arguments.config is None) == (arguments.option is None):
-        parser.error("give one config, such as voc20")
+        parser.error("give one config, such as voc20, or pictures of your own by --images, --masks and --classes")
     arguments.config = arguments.config or arguments.option
     return arguments
 
@@ -40,12 +47,13 @@ def check_arguments(argv: list[str]) -> None:
     """End the program, as `main` would, for arguments that are wrong whatever is on the disk."""
     arguments = parse_arguments(argv)
     parse_options(arguments.cfg_options)
-    find_config(arguments.config, arguments.protocol)
+    if arguments.config:
+        find_config(arguments.config, arguments.protocol)
 
 
 def evaluate_one(arguments: argparse.Namespace) -> None:
     overrides = parse_options(arguments.cfg_options)
-    path = find_config(arguments.config, arguments.protocol)
+    path = find_config(arguments.config, arguments.protocol) if arguments.config else None
 
     from clearclip.evaluation.datasets import check_dataset, left_aside
     from clearclip.evaluation.evaluate import Job, evaluate_all, work_dir
@@ -59,8 +67,8 @@ def evaluate_one(arguments: argparse.Namespace) -> None:
     check_outputs(arguments)
     model = {key: getattr(arguments, key) for key in ("method", "backbone", "pretrained")}
     model |= model_settings(arguments) | {"device": own_device(arguments)}
-    run = load_config(path, model, overrides, arguments.limit)
-    note = left_aside(check_dataset(run))
+    run = load_config(path, model, overrides, arguments.limit) if path else own_run(arguments, model, overrides)
+    note = left_aside(check_dataset(run)) if path else ""
     if note and reports:
         print(note, file=sys.stderr)
     show_dir = Path(arguments.show_dir) if arguments.show_dir else None

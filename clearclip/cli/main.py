@@ -10,6 +10,9 @@ COMMANDS = {  # each a module of this package
     "segment": "segment pictures into anything that you can name",
     "eval": "evaluate a method on one benchmark and record the result",
     "table": "evaluate methods on benchmarks and print one table",
+    "merge": "merge what shards or machines have counted, and say what is missing",
+    "workbook": "make results.xlsx anew from the result.json of each run",
+    "prefetch": "fetch weights and text embeddings for nodes without network",
 }
 
 

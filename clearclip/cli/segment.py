@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clearclip.cli.options import add_device, add_modules
+from clearclip.cli.options import add_device, add_modules, positive
 from clearclip.config import sanity_folder
 from clearclip.errors import UserError, program
 from clearclip.paths import atomic_write, check_writable
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from clearclip.segmenter import Segmentation, Segmenter
 
+MAX_PIXELS = 200_000_000  # as `clearclip.images` has it, which takes NumPy to import
 SAMPLE = "images/horses.jpg"  # of the sanity set
 SAMPLE_NAMES = ["sky", "horse", "grass, meadow", "tree, forest"]
 
@@ -38,6 +39,10 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     parser.add_argument("--threshold", type=float, default=0.0, help="below this probability: the first class")
     parser.add_argument("--short-side", type=int, default=448, help="pixels; larger finds smaller things, slower")
     add_device(parser, default="auto")
+    parser.add_argument(
+        "--max-pixels", type=positive, default=MAX_PIXELS, metavar="N",
+        help="pictures of more pixels are refused before they fill the memory (default: 200 million)",
+    )  # fmt: skip
     parser.add_argument("--output", default="demo_output", metavar="DIR", help="where overlays and label maps go")
     parser.add_argument("--list", action="store_true", help="list methods and backbones, and end")
     add_modules(parser)
@@ -102,25 +107,42 @@ def segment(arguments: argparse.Namespace) -> None:
     choose_precision(arguments.precision, choose_device(arguments.device))
     for method in methods:
         Spec.parse(method)
-    read_image(paths[0])  # not all of them: that would fill the memory
+    read_image(paths[0], arguments.max_pixels)  # not all of them: that would fill the memory
 
     segmenters = load_segmenters(methods, arguments)
     failed = False
     for path, target in zip(paths, targets):
         try:
-            image = read_image(path)
+            image = read_image(path, arguments.max_pixels)
+            start = time.perf_counter()
+            results = {
+                method: segmenter(path, vocabulary, max_pixels=arguments.max_pixels)
+                for method, segmenter in segmenters.items()
+            }
+            seconds = time.perf_counter() - start
         except UserError as error:  # the other pictures go on
             failed = True
             print(f"error: {error}", file=sys.stderr)
             continue
-        start = time.perf_counter()
-        results = {method: segmenter(path, vocabulary) for method, segmenter in segmenters.items()}
-        seconds = time.perf_counter() - start
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            failed = True
+            print(
+                f"error: not enough memory for {path}: give a smaller --short-side or a smaller copy", file=sys.stderr
+            )
+            continue
         save(image, results, results[arguments.method], target, side_by_side=bool(compare))
         print(f"{path}: {shares(results[arguments.method])} ({seconds:.1f} s)")
         print("overlay: {}, labels: {}".format(*target))
     if failed:
         raise SystemExit(2)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error, of Python's or PyTorch's, says that memory ran out."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def pictures(inputs: list[str]) -> list[Path]:

@@ -2,19 +2,19 @@
 
 import argparse
 import sys
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clearclip.cli.grid import Grid
 from clearclip.cli.options import add_evaluation, model_settings
 from clearclip.cli.reporting import add_sharing, check_outputs, one_line, own_device, score, shares, stoppable
 from clearclip.config import benchmarks, find_config, parse_options, protocols
 from clearclip.errors import UserError, program
 from clearclip.paths import atomic_write, check_writable
-from clearclip.registry import split
 
 if TYPE_CHECKING:
     from clearclip.evaluation.evaluate import Job
+    from clearclip.evaluation.passes import Benchmark
     from clearclip.evaluation.results import Result
     from clearclip.evaluation.run import Run
 
@@ -38,6 +38,10 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     parser.add_argument(
         "--protocol", default="clearclip", help="whose voc20 it is: clearclip, sclip, naclip, …, or all"
     )
+    parser.add_argument(
+        "--against", metavar="METHOD",
+        help="what the others are compared with, on the same images; evaluated as well (default: the first)",
+    )  # fmt: skip
     add_evaluation(parser)
     add_sharing(parser)
     parser.add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
@@ -63,9 +67,11 @@ def plan(arguments: argparse.Namespace) -> tuple[list["Run"], list[UserError]]:
     from clearclip.spec import Spec
 
     overrides = parse_options(arguments.cfg_options)
-    methods = [str(Spec.parse(method)) for method in arguments.methods]
+    methods = list(dict.fromkeys(str(Spec.parse(method)) for method in arguments.methods))
     present, missing = [], []
-    for path in config_paths(arguments.datasets or list(BENCHMARKS), arguments.protocol):
+    there = benchmarks(arguments.protocol)  # none of "all"
+    datasets = arguments.datasets or [name for name in BENCHMARKS if name in there] or list(BENCHMARKS)
+    for path in config_paths(datasets, arguments.protocol):
         run = load_config(path, overrides=overrides, limit=arguments.limit)
         try:
             note = left_aside(check_dataset(run))
@@ -87,10 +93,38 @@ def plan(arguments: argparse.Namespace) -> tuple[list["Run"], list[UserError]]:
     return runs, missing
 
 
-def evaluate_runs(job: "Job", workbook: str) -> tuple[list["Result"], list[str]]:
+class Comparison:
+    """Differences of each result from that of the reference method, which is evaluated before it."""
+
+    def __init__(self, against: str, records: Path):
+        self.against, self.records = against, records
+        self.references: list[Result] = []
+        self.opened: dict[str, Benchmark] = {}
+
+    def add(self, run: "Run", result: "Result") -> "Result":
+        """The result with its difference, where there is a result of the reference on the same images."""
+        from clearclip.evaluation.evaluate import open_benchmark
+        from clearclip.evaluation.results.differences import comparable, difference
+
+        if result["method"] == self.against:
+            self.references.append(result)
+            return result
+        reference = next((one for one in self.references if comparable(result, one)), None)
+        if reference is None:
+            return result
+        try:
+            samples = open_benchmark(run, self.opened).samples
+            gain = difference(result, reference, samples, self.records)
+        except (UserError, KeyError) as error:  # say, records that were moved away meanwhile
+            print(f"{result['method']} is not compared with {self.against}: {one_line(error)}", file=sys.stderr)
+            return result
+        return {**result, "differences": {self.against: gain}}
+
+
+def evaluate_runs(job: "Job", workbook: str, comparison: Comparison) -> tuple[list["Result"], list[str]]:
     """The results of all runs, appended to the workbook one by one, and the names of those that failed."""
     from clearclip.evaluation.evaluate import evaluate_all, work_dir
-    from clearclip.evaluation.results import append_results
+    from clearclip.evaluation.results import append_results, write_result
 
     found, failed = [], []
 
@@ -104,10 +138,13 @@ def evaluate_runs(job: "Job", workbook: str) -> tuple[list["Result"], list[str]]
                 report(outcome.error, outcome.run)
             if not outcome.result:
                 continue
-            found.append(outcome.result)
-            print(score(outcome.run, outcome.result), file=sys.stderr)
+            result = comparison.add(outcome.run, outcome.result)
+            if result is not outcome.result:
+                write_result(result, work_dir(job, outcome.run))
+            found.append(result)
+            print(score(outcome.run, result), file=sys.stderr)
             try:
-                append_results([outcome.result], workbook, saved_at=f"{work_dir(job, outcome.run)}/result.json")
+                append_results([result], workbook, saved_at=f"{work_dir(job, outcome.run)}/result.json")
             except UserError as error:
                 report(error, outcome.run)
     return found, failed
@@ -117,16 +154,20 @@ def evaluate_runs(job: "Job", workbook: str) -> tuple[list["Result"], list[str]]
 def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     arguments = parse_arguments(argv, prog)
     parse_options(arguments.cfg_options)
-    if arguments.grid:
-        arguments.methods = grid(arguments.grid)
+    grid = Grid.parse(arguments.grid) if arguments.grid else None
+    if grid:
+        arguments.methods = grid.methods
     config_paths(arguments.datasets or [], arguments.protocol)  # what needs no PyTorch is found at once
 
     from clearclip.evaluation.evaluate import Job
     from clearclip.evaluation.results import as_markdown, as_text, table
     from clearclip.registry import import_modules
+    from clearclip.spec import Spec
 
     share, awaited, reports = shares(arguments)
     import_modules(arguments.modules)
+    against = str(Spec.parse(arguments.against or arguments.methods[0]))
+    arguments.methods = [against, *arguments.methods]  # first, so that what follows can be compared with it
     check_outputs(arguments)
     if arguments.markdown:
         check_writable(arguments.markdown)
@@ -134,56 +175,17 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     for error in missing:
         print(f"missing: {error}", file=sys.stderr)
     job = Job(runs, (), Path(arguments.records), share, reports, awaited, arguments.fresh)
-    found, failed = evaluate_runs(job, arguments.results) if runs else ([], [])
+    found, failed = evaluate_runs(job, arguments.results, Comparison(against, job.records)) if runs else ([], [])
     if found:
         rows = table(found)
-        print(as_text(rows))
-        if arguments.grid:
-            print(as_grid(arguments.grid, found))
+        pivots = grid.pivots(found) if grid else []
+        print("\n\n".join([as_text(rows), *(pivot.text() for pivot in pivots)]))
         print(f"results in {arguments.results}")
         if arguments.markdown:
+            parts = [as_markdown(rows), *(pivot.markdown() for pivot in pivots)]
             with atomic_write(arguments.markdown) as temporary:
-                temporary.write_text(as_markdown(rows) + "\n", encoding="utf-8")
+                temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
     if failed or not runs or (missing and arguments.datasets):
         raise SystemExit(2)
-
-
-def grid(text: str) -> list[str]:
-    """Every cell of a grid: "A:x=1|2,y=3|4" is "A:x=1,y=3", "A:x=1,y=4", "A:x=2,y=3" and "A:x=2,y=4".
-
-    Raises UserError for a grid of nothing.
-    """
-    name, colon, rest = text.partition(":")
-    if not colon or "|" not in rest:
-        raise UserError(f"--grid {text!r} must give options several values, such as ClearCLIP:attention=qq|kk")
-    return [f"{name}:{','.join(cell)}" for cell in product(*axes(rest).values())]
-
-
-def axes(options: str) -> dict[str, list[str]]:
-    """The options of a grid, each with the written forms of its values: {"x": ["x=1", "x=2"]}."""
-    written = {}
-    for option in split(options, ","):
-        key, _, values = option.partition("=")
-        written[key.strip()] = [f"{key.strip()}={value.strip()}" for value in values.split("|")]
-    return written
-
-
-def as_grid(text: str, results: list["Result"]) -> str:
-    """mIoU of a grid's cells, for each data set: the first option down, the others across."""
-    from clearclip.spec import Spec
-
-    name, _, rest = text.partition(":")
-    first, *others = axes(rest).values()
-    scores = {(result["dataset"], result["method"]): result["mIoU"] for result in results}
-    blocks = []
-    for dataset in dict.fromkeys(result["dataset"] for result in results):
-        lines = [[dataset, *(" ".join(cell) for cell in product(*others))]]
-        for value in first:
-            methods = [str(Spec.parse(f"{name}:{','.join((value, *cell))}")) for cell in product(*others)]
-            found = [scores.get((dataset, method)) for method in methods]
-            lines.append([value, *("" if score is None else f"{score:.2f}" for score in found)])
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        blocks.append("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
-    return "\n\n".join(blocks)

@@ -21,7 +21,7 @@ from clearclip.backbones import Backbone, load_backbone
 from clearclip.errors import UserError
 from clearclip.evaluation.datasets import building, check_dataset
 from clearclip.evaluation.evaluators import Evaluators, check_runnable
-from clearclip.evaluation.passes import Benchmark, Pass, Work, evaluate, plan
+from clearclip.evaluation.passes import Benchmark, Pass, Work, evaluate, fingerprint, plan
 from clearclip.evaluation.pictures import Pictures
 from clearclip.evaluation.progress import Progress
 from clearclip.evaluation.results import Result, write_result
@@ -36,15 +36,15 @@ from clearclip.evaluation.run import (
     write_config,
 )
 from clearclip.evaluation.shards import Shards, Share
-from clearclip.methods import METHODS
-from clearclip.refine import REFINEMENTS
+from clearclip.methods import METHODS, Method
+from clearclip.refine import REFINEMENTS, Refinement
 from clearclip.registry import Choice, Registry
 from clearclip.segmenter import Segmenter
 from clearclip.text import Queries
 from clearclip.vocabulary import load_vocabulary
 
 RECORDS = Path("work_dirs") / "records"
-TEXT = ("vocabulary", "templates", "text_embeddings", "logit_scale")  # what decides a method's queries
+TEXT = ("vocabulary", "templates", "text_embeddings", "text_names", "logit_scale")  # what decides a method's queries
 ELSEWHERE = ("data_root", "indices")  # of a data set's settings: where it lies, how much of it is asked for
 PATIENCE = 1800.0  # the first batch of another process may have to compile a network
 POLL_SECONDS = 0.5  # how often rank 0 looks whether the others are done
@@ -189,7 +189,7 @@ def _prepare(job: Job, one: Pass, backbone: Backbone, shards: Shards) -> tuple[l
             mine = one.samples(position, job.share)
             if job.fresh:
                 ledger.clear(mine)
-            missing = ledger.missing(mine)
+            missing = mine if job.show_dir else ledger.missing(mine)  # pictures are wanted of all
             if len(missing) < len(mine):
                 say(
                     f"{run.config.benchmark.name}, {run.method}: {len(mine) - len(missing)} of {len(mine)} images are "
@@ -223,11 +223,17 @@ def open_benchmark(run: Run, opened: dict[str, Benchmark]) -> Benchmark:
         with building(run):
             dataset = DATASETS.build({**settings, "_scope_": "mmseg"})
         root = Path(settings.data_root).absolute()
-        pictures = [Path(dataset.get_data_info(index)["img_path"]).absolute() for index in range(len(dataset))]
-        samples = tuple(Path(os.path.relpath(path, root)).as_posix() for path in pictures)
+        samples = tuple(_sample(dataset.get_data_info(index), root) for index in range(len(dataset)))
         opened[key] = Benchmark(settings, dataset, Evaluators(run, dataset.metainfo), samples)
     check_classes(run)
     return opened[key]
+
+
+def _sample(info: dict[str, Any], root: Path) -> str:
+    """The id of an image: where it is in its data set, and a checksum, for files that are replaced count again."""
+    image, labels = info["img_path"], info.get("seg_map_path")
+    files = [path for path in (image, labels) if path and os.path.isfile(path)]
+    return f"{Path(os.path.relpath(image, root)).as_posix()}#{fingerprint(*files):08x}"
 
 
 def build_segmenter(run: Run, backbone: Backbone, made: dict[str, Any]) -> Segmenter:
@@ -257,13 +263,14 @@ def _queries(run: Run, segmenter: Segmenter, texts: dict[str, Queries]) -> Queri
 def identity(run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchmark) -> dict[str, Any]:
     """All that decides a label of a run: where any of it differs, records are kept apart."""
     backbone = segmenter.backbone
+    parts: list[Method | Refinement] = [segmenter.method, *segmenter.refinements]
     return {
-        "code": source_hash((type(segmenter.method), *map(type, segmenter.refinements))),
+        "code": source_hash(tuple(map(type, parts))),
         "weights": {
             "backbone": backbone.name,
             "hash": backbone.content_hash,
             "position": backbone.position,
-            "others": [part.files() for part in (segmenter.method, *segmenter.refinements)],
+            "others": [part.files() for part in parts],
         },
         "precision": str(backbone.dtype).removeprefix("torch."),
         "device": segmenter.device.type,
@@ -301,17 +308,18 @@ def finish(work: Work) -> Result:
     seconds = sum(image.seconds or 0.0 for image in images)
     pixels = [image.size[0] * image.size[1] for image in images]
     seen = [(image.extra or {}).get("evaluators") for image in images]
-    found = work.benchmark.evaluators.scores(work.ledger.confusions(samples), pixels, seen)
-    return (
-        describe(run, work.segmenter)
-        | found
-        | dict(
-            date=datetime.now().astimezone().isoformat(timespec="seconds"),
-            images=len(images),
-            seconds=round(seconds, 2),
-            images_per_second=round(len(images) / seconds, 3) if seconds else 0.0,
-        )
+    known = describe(run, work.segmenter)
+    known |= work.benchmark.evaluators.scores(work.ledger.confusions(samples), pixels, seen)
+    known |= dict(
+        date=datetime.now().astimezone().isoformat(timespec="seconds"),
+        images=len(images),
+        seconds=round(seconds, 2),
+        images_per_second=round(len(images) / seconds, 3) if seconds else 0.0,
+        record=work.ledger.run.key,
+        text_hash=work.ledger.run.identity["text"],
     )
+    result: Result = known  # type: ignore[assignment]
+    return result
 
 
 def save(job: Job, run: Run, result: Result) -> None:

@@ -25,7 +25,7 @@ import torch
 from mmseg.datasets import BaseSegDataset
 from torch import Tensor
 
-from clearclip.decode import LabelDecoder
+from clearclip.decode import LabelDecoder, tally
 from clearclip.errors import UserError
 from clearclip.evaluation.confusion import Confusion
 from clearclip.evaluation.evaluators import Evaluators
@@ -48,7 +48,7 @@ class Benchmark:
         settings: of MMSegmentation's data set.
         dataset: the same, built, with its pipeline.
         evaluators: its metrics.
-        samples: an id for each image: its path below the data root.
+        samples: an id for each image: its path below the data root, and what its file and its labels are like.
     """
 
     settings: dict[str, Any]
@@ -58,7 +58,7 @@ class Benchmark:
 
     def path(self, sample: str) -> Path:
         """The file of an image."""
-        return Path(self.settings["data_root"]) / sample
+        return Path(self.settings["data_root"]) / sample.rpartition("#")[0]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -139,22 +139,30 @@ def _joined(sets: list[set]) -> list[list[int]]:
 
 
 def _fingerprints(benchmark: Benchmark) -> list[tuple]:
-    """What tells each picture from others, wherever copies of it lie: its name, its size and both ends of its file."""
+    """What tells each picture from others, wherever copies of it lie: its name, and what its file is like."""
     seen: dict[tuple, int] = defaultdict(int)
     prints = []
     for index in range(len(benchmark.dataset)):
         path = Path(benchmark.dataset.get_data_info(index)["img_path"])
         try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                ends = zlib.crc32(file.read(EDGE))
-                file.seek(max(0, size - EDGE))
-                print_ = (path.name, size, zlib.crc32(file.read(EDGE), ends))
+            print_ = (path.name, fingerprint(path))
         except OSError as error:
             raise UserError(f"image {path} cannot be read ({error.strerror}): make it readable") from error
         seen[print_] += 1
         prints.append((*print_, seen[print_]))  # a data set may have a picture twice
     return prints
+
+
+def fingerprint(*paths: str | Path) -> int:
+    """A checksum of the sizes of files and of both ends of each: other content would change it."""
+    checksum = 0
+    for path in paths:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            checksum = zlib.crc32(file.read(EDGE), zlib.crc32(str(size).encode(), checksum))
+            file.seek(max(0, size - EDGE))
+            checksum = zlib.crc32(file.read(EDGE), checksum)
+    return checksum
 
 
 @dataclass
@@ -169,7 +177,7 @@ class Work:
     position: int  # of the benchmark in the pass
     ledger: Ledger
     missing: set[str] = field(default_factory=set)  # samples that this process is to count
-    pictures: Pictures | None = None
+    pictures: Pictures | None = None  # where it shows what it saw
     undrawn: set[str] = field(default_factory=set)  # samples that it is to draw
     error: Exception | None = None  # what ended it; the other runs of the pass go on
 
@@ -347,7 +355,7 @@ def count(labels: Tensor, truth: Tensor, classes: int, ignore_index: int, finite
     cells = classes * (classes + 1)
     index = torch.where(known, truth * (classes + 1) + predicted, cells)
     index = torch.where(truth == ignore_index, cells + 1, index)
-    counts = torch.bincount(index.flatten(), minlength=cells + 2)
+    counts = tally(index.flatten().long(), cells + 2)
     counts[cells + 1] = finite.long()
     return counts
 

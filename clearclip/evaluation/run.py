@@ -5,6 +5,7 @@ import inspect
 import os
 import platform
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pprint import pformat
@@ -16,11 +17,11 @@ import clearclip
 from clearclip.backbones import Backbone
 from clearclip.config import Settings, check_pipeline, find_config, import_custom_modules, override, read_config
 from clearclip.errors import UserError
-from clearclip.evaluation.datasets import check_dataset, one_line, whole_size
-from clearclip.paths import atomic_write
+from clearclip.evaluation.datasets import DATASETS, check_dataset, one_line, whole_size
+from clearclip.paths import atomic_write, safe_component
 from clearclip.segmenter import Segmenter, check_settings
 from clearclip.spec import Spec
-from clearclip.vocabulary import load_vocabulary
+from clearclip.vocabulary import class_lines, load_templates, load_vocabulary, plain
 from clearclip.weights import EMBEDDED
 
 NUMBERS = ("short_side", "crop", "stride", "logit_scale", "threshold", "area_threshold")
@@ -58,17 +59,22 @@ class Run:
 
 
 def load_config(
-    name: str | Path, model: dict | None = None, overrides: dict | None = None, limit: int | None = None
+    name: str | Path,
+    model: dict | None = None,
+    overrides: dict | None = None,
+    limit: int | None = None,
+    own: dict | None = None,
 ) -> Run:
     """Read a benchmark config, a file or a name such as "sclip/voc20".
 
+    `own`, dotted keys, makes a data set of it that no config describes, and alters no protocol.
     `model` settings that are not None and then `overrides` (dotted keys) win; `limit` keeps the first images alone.
     `{dataset}` in the name of a file of text embeddings stands for the benchmark's.
 
     Raises UserError for a file that is missing or is no benchmark config, and for a setting that cannot be.
     """
     path = find_config(name)
-    config = read_config(path)
+    config = override(read_config(path), own or {})
     try:
         before = _protocol(config)
     except (AttributeError, KeyError, TypeError) as error:
@@ -89,9 +95,14 @@ def load_config(
         final[INDICES] = limit
     if isinstance(config.model.get("text_embeddings"), str):
         final["model.text_embeddings"] = config.model.text_embeddings.replace("{dataset}", config.benchmark.name)
+    if not _class_names(config):
+        final["test_dataloader.dataset.metainfo"] = dict(classes=load_vocabulary(config.model.vocabulary).classes)
     config = override(config, final)
     altered = {key: value for key, value in after.items() if value != before[key]}
-    return Run(path, config, spec, {**config.benchmark.get("altered", {}), **altered})
+    altered = {**config.benchmark.get("altered", {}), **altered}
+    if "vocabulary" not in altered:
+        altered |= _altered_names(config)
+    return Run(path, config, spec, altered)
 
 
 def _protocol(config: Settings) -> dict[str, Any]:
@@ -102,6 +113,23 @@ def _protocol(config: Settings) -> dict[str, Any]:
     config.benchmark.name, config.benchmark.protocol, config.test_dataloader.dataset.data_root  # noqa: B018
     steps = config.test_dataloader.dataset.pipeline
     return {key: config.model.get(key) for key in PROTOCOL} | {"pipeline": str([dict(step) for step in steps])}
+
+
+def _class_names(config: Settings) -> bool:
+    """Whether the data set knows the names of its classes; where it does not, the class file gives them."""
+    settings = config.test_dataloader.dataset
+    kind = DATASETS.get(f"mmseg.{settings.type}") if isinstance(settings.get("type"), str) else settings.get("type")
+    given = settings.get("metainfo") or {}
+    return kind is None or "class_file" in settings or bool(given.get("classes") or kind.METAINFO.get("classes"))
+
+
+def _altered_names(config: Settings) -> dict[str, str]:
+    """The start of the hash of class names that are not those of the protocol: a file may be edited in its place."""
+    published = config.benchmark.get("names")
+    if not published:
+        return {}
+    found = load_vocabulary(config.model.vocabulary).hash
+    return {} if found == published else {"names": found[:8]}
 
 
 def _check_keys(path: Path, config: Settings, overrides: dict) -> None:
@@ -135,23 +163,31 @@ def _check_settings(path: Path, config: Settings) -> None:
     images = config.benchmark.get("images")
     if images is not None and not isinstance(images, int):
         raise UserError(f"{path}: benchmark.images must be a number of images, not {images!r}")
-    loader = config.test_dataloader
-    if not isinstance(loader.get("batch_size"), int) or loader.batch_size < 1:
-        raise UserError(f"{path}: test_dataloader.batch_size must be 1 or more, not {loader.get('batch_size')!r}")
-    if loader.get("drop_last"):
-        raise UserError(f"{path}: test_dataloader.drop_last leaves images out, which would not count; remove it")
+    batch_size = config.test_dataloader.get("batch_size")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"{path}: test_dataloader.batch_size must be 1 or more, not {batch_size!r}")
 
 
 def default_work_dir(run: Run) -> Path:
     """`work_dirs/<protocol>/<data set>/<method>_<backbone>_<weights>`, what is altered, and which part of the set."""
     model, benchmark = run.config.model, run.config.benchmark
-    weights = [] if ":" in model.backbone else [Path(model.pretrained).name]  # "arch:tag" has them already
-    altered = [f"{key}={_brief(value)}" for key, value in sorted(run.altered.items())]
-    indices = run.config.test_dataloader.dataset.get("indices")
-    part = [] if indices is None else [f"images={_brief(indices)}"]
-    name = "_".join([run.method, model.backbone, *weights, *altered, *part])
-    safe = "".join(character if character.isalnum() or character in "._-+=," else "-" for character in name)
-    return Path("work_dirs") / benchmark.protocol / benchmark.name / safe
+    weights = [] if ":" in model.backbone else [_place(model.pretrained)]  # "arch:tag" has them already
+    chosen = {
+        "precision": None if model.get("precision") in (None, "auto") else model.precision,
+        "text": _place(model.text_embeddings) if isinstance(model.get("text_embeddings"), str | Path) else None,
+        "resize": None if model.get("resize", "cv2") == "cv2" else model.resize,
+        "images": run.config.test_dataloader.dataset.get("indices"),
+    }
+    settings = run.altered | {key: value for key, value in chosen.items() if value is not None}
+    named = [f"{key}={_brief(value)}" for key, value in sorted(settings.items())]
+    parts = benchmark.protocol, benchmark.name, "_".join([run.method, model.backbone, *weights, *named])
+    return Path("work_dirs").joinpath(*map(safe_component, map(str, parts)))
+
+
+def _place(path: str | Path) -> str:
+    """A tag as it is; a path by the name of its file, and a checksum that tells it from namesakes."""
+    path = Path(path)
+    return str(path) if len(path.parts) == 1 else f"{path.stem}-{zlib.crc32(str(path.absolute()).encode()):08x}"
 
 
 def _brief(value: Any) -> str:
@@ -173,7 +209,10 @@ def backbone_settings(run: Run) -> dict[str, Any]:
 
 
 def check_classes(run: Run) -> None:
-    """Raise UserError unless the data set is on the disk and its classes are as many as those of the class file."""
+    """Raise UserError unless the data set is on the disk and its classes are those of the class file, in its order.
+
+    Where a class file names a class otherwise, the config says so: `benchmark.renamed = {"diningtable": "table"}`.
+    """
     classes = check_dataset(run).metainfo.get("classes", ())
     path = run.config.model.vocabulary
     vocabulary = load_vocabulary(path)
@@ -182,6 +221,29 @@ def check_classes(run: Run) -> None:
             f"class file {path} has {len(vocabulary)} classes, data set {run.config.benchmark.name} has "
             f"{len(classes)}; write one line for each"
         )
+    renamed = run.config.benchmark.get("renamed") or {}
+    names = [name.strip() for name in classes]
+    names = [
+        name if _is_named(name, known) else renamed.get(name, name) for name, known in zip(names, vocabulary.names)
+    ]
+    lines = class_lines(path)
+    for here, there in vocabulary.misplaced(names):
+        raise UserError(
+            f"class file {path}, line {lines[here]} ({vocabulary.classes[here]}): the data set "
+            f"{run.config.benchmark.name} has {names[here]!r} there, which is in line {lines[there]}; put the lines "
+            "into the order of its labels"
+        )
+    for line, name, synonyms in zip(lines, names, vocabulary.names):
+        if not _is_named(name, synonyms):
+            raise UserError(
+                f"class file {path}, line {line} ({synonyms[0]}): the data set {run.config.benchmark.name} has "
+                f"{name!r} there; write that name too, after a comma, or set "
+                f"benchmark.renamed={{{name!r}: {synonyms[0]!r}}}"
+            )
+
+
+def _is_named(name: str, synonyms: Sequence[str]) -> bool:
+    return plain(name) in map(plain, synonyms)
 
 
 def write_config(run: Run, path: Path) -> None:
@@ -197,9 +259,11 @@ def describe(run: Run, segmenter: Segmenter) -> dict[str, Any]:
     """All of a result that is known before the run."""
     model, benchmark = run.config.model, run.config.benchmark
     backbone, text = segmenter.backbone, _text_source(run, segmenter.backbone)
-    # Published numbers are those of OpenAI's weights, or of a copy of them, under the protocol as it stands.
-    comparable = backbone.tag in ("openai", EMBEDDED) and text != "student" and not run.altered
-    published = benchmark.get("published", {}).get(backbone.name, {}) if comparable else {}
+    vocabulary = load_vocabulary(model.vocabulary)
+    # Published numbers are those of OpenAI's weights, or of a copy of them, where the config names no others.
+    weights = backbone.name if backbone.tag in ("openai", EMBEDDED) else f"{backbone.name} {backbone.tag}"
+    comparable = text != "student" and not run.altered
+    published = benchmark.get("published", {}).get(weights, {}) if comparable else {}
     part = run.config.test_dataloader.dataset.get("indices") is not None
     return dict(
         method=run.method,
@@ -208,7 +272,10 @@ def describe(run: Run, segmenter: Segmenter) -> dict[str, Any]:
         dataset=benchmark.name,
         protocol=benchmark.protocol,
         vocabulary=Path(model.vocabulary).name,
+        names=[list(names) for names in vocabulary.names],
+        names_hash=vocabulary.hash,
         text=text,
+        templates=list(load_templates(model.templates)) if text == Path(model.templates).name else [],
         benchmark_images=benchmark.get("images") or (whole_size(run) if part else None),
         published=published.get(run.method),
         published_source=benchmark.get("source", {}).get(run.method) if run.method in published else None,

@@ -19,6 +19,7 @@ from mmseg.registry import METRICS, MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+from clearclip.decode import tally
 from clearclip.errors import UserError
 from clearclip.evaluation.loading import REMEDY
 from clearclip.evaluation.pictures import Pictures
@@ -136,7 +137,7 @@ class ClassIoUMetric(IoUMetric):
         # One histogram of both maps: each bin of the ground truth is split into wrong and right.
         index = torch.stack([2 * true + (true == predicted), 2 * bins + predicted])
         index.masked_fill_(label == ignore_index, 0)
-        counts = torch.bincount(index.flatten(), minlength=3 * bins)
+        counts = tally(index.flatten().long(), 3 * bins)
         wrong, right = counts[: 2 * bins].view(bins, 2).T
         true = wrong + right
         strange, ignored = true[1] + true[-1], true[0] // 2  # both rows of the index have the ignored in bin 0

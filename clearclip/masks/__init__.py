@@ -215,7 +215,7 @@ def load_masks(masks: str | MaskProvider, device: torch.device | str = "cpu") ->
         return MASKS.create(text, device)
     if Path(text).expanduser().is_dir():
         return FolderOfMasks(text)
-    names = ", ".join(entry.name for entry in MASKS.entries())
+    names = ", ".join(sorted(entry.name for entry in MASKS.entries()))
     raise UserError(f"masks {text!r} are no folder and none of {names}; give the path of a folder of masks, or a name")
 
 

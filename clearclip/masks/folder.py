@@ -18,8 +18,8 @@ SUFFIXES = (".npz", ".png")
 class FolderOfMasks(MaskProvider):
     """Masks of `…/val/street.jpg` are `<folder>/street.npz` or `.png`, or the same below `<folder>/val`.
 
-    A PNG file holds the number of the mask at each pixel, 0 for none, in 8, 16 or 32 bits, with or without a
-    palette. An .npz file is one that `Masks.save` wrote: it may hold overlapping proposals too.
+    A PNG file holds the number of the mask at each pixel, 0 for none, in 8 or 16 bits, with or without a palette. An
+    .npz file is one that `Masks.save` wrote: it may hold overlapping proposals too.
     """
 
     def __init__(self, folder: str | Path):
@@ -47,7 +47,7 @@ class FolderOfMasks(MaskProvider):
         for tail in (Path(*parts[start:]) for start in range(1, len(parts))):
             for suffix in SUFFIXES:
                 path = self.folder / tail.parent / f"{tail.name}{suffix}"
-                if path.is_file() and not path.samefile(image):
+                if path.is_file() and Path(os.path.abspath(path)) != image:
                     return path
         raise UserError(
             f"no masks of {image}: {self.folder} has neither {parts[-1]}.png nor {parts[-1]}.npz; put a picture of its "

@@ -34,7 +34,8 @@ class CorrCLIP(Method):
         vfm: the vision model, of whose last block queries and keys are summed, or a function from images in CLIP's
             normalisation [B, 3, H, W] to features [B, D', h', w'].
         vfm_weights: its file.
-        merge: the distance up to which masks of a window count as one; None: none do.
+        merge: the distance up to which masks of a window count as one; None: none do. The default is for DINO: to
+            DINOv2 masks are so alike (four images of VOC) that all would be one; with it, give None.
         spatial: weight of the branch of middle layers.
         semantic: weight of the masks' class tokens.
 
@@ -77,9 +78,10 @@ class CorrCLIP(Method):
         external = trunk.vision(self.external)  # [B, D', h', w']
         grid = (external.shape[2], external.shape[3])
         u = F.normalize(external.float().flatten(2).transpose(1, 2), dim=-1)  # [B, N', D']
-        numbers, count = number_regions(ids, grid)
-        size = int(count.max())
-        numbers, count = numbers.to(u.device, non_blocking=True), count.to(u.device, non_blocking=True)
+        numbers, counts = number_regions(ids, grid)
+        size = max(counts)
+        numbers = numbers.to(u.device, non_blocking=True)
+        count = torch.tensor(counts).to(u.device, non_blocking=True)
         if self.merge is not None:
             numbers = component(merge_distances(u, numbers, count, size), count, self.merge).gather(1, numbers)
         coarse = at_grid(numbers, grid, trunk.grid)  # [B, N]
@@ -145,11 +147,11 @@ def cut_ids(ids: Tensor, plan: Plan) -> Tensor:
     return ids[rows[:, None, :, None], columns[None, :, None, :]].flatten(0, 1)
 
 
-def number_regions(ids: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Masks [B, H, W] at the patches of a grid, numbered from 0 in their order, [B, h·w]; how many there are, [B]."""
+def number_regions(ids: Tensor, grid: tuple[int, int]) -> tuple[Tensor, list[int]]:
+    """Masks [B, H, W] at the patches of a grid, numbered from 0 in their order, [B, h·w]; how many each has."""
     sampled = F.interpolate(ids[:, None].double(), size=grid, mode="nearest").flatten(1)
     found = [window.unique(return_inverse=True) for window in sampled]
-    return torch.stack([number for _, number in found]), torch.tensor([len(distinct) for distinct, _ in found])
+    return torch.stack([number for _, number in found]), [len(distinct) for distinct, _ in found]
 
 
 def at_grid(numbers: Tensor, grid: tuple[int, int], other: tuple[int, int]) -> Tensor:

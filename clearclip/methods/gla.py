@@ -17,7 +17,7 @@ from clearclip.methods import Method, register, similarity
 from clearclip.methods.proxyclip import values_on
 from clearclip.trunk import Trunk
 from clearclip.view import View
-from clearclip.vision import Eyes
+from clearclip.vision import Eyes, hashes
 
 CHUNK_BYTES = 32 << 20  # of similarities at once
 
@@ -50,6 +50,9 @@ class GLACLIP(Method):
             raise ValueError("steps=0 finds no patches alike that gamma could follow; give gamma a number")
         self.steps, self.alike, self.beta, self.gamma = steps, alike, beta, gamma
         self.external = vfm if callable(vfm) else Eyes(backbone, vfm, vfm_weights)
+
+    def files(self) -> dict[str, str]:
+        return hashes(vfm=self.external)
 
     def features(self, trunk: Trunk) -> Tensor:
         """Features [B, h', w', dim] of the windows of a trunk, which are taken for all those of one image."""

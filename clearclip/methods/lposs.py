@@ -19,7 +19,7 @@ from clearclip.methods.final_block import FinalBlock
 from clearclip.refine.propagation import ALPHA, NEIGHBOURS, Propagation
 from clearclip.trunk import Trunk
 from clearclip.view import View
-from clearclip.vision import ValueEyes
+from clearclip.vision import ValueEyes, hashes
 from clearclip.windows import Maps
 
 
@@ -47,6 +47,9 @@ class LPOSS(Method):
         self.reading = FinalBlock(backbone, "identity", residual=1.0, feed_forward=True)
         self.propagation = Propagation(neighbours, alpha)
         self.external = vfm if callable(vfm) else ValueEyes(backbone, vfm, vfm_weights)
+
+    def files(self) -> dict[str, str]:
+        return hashes(vfm=self.external)
 
     def features(self, trunk: Trunk) -> Tensor:
         return self.reading.features(trunk.repositioned("size"))  # [B, h, w, dim]

@@ -14,7 +14,7 @@ from clearclip.attention import similarity_attention
 from clearclip.backbones import Backbone
 from clearclip.methods import Method, register
 from clearclip.trunk import Trunk
-from clearclip.vision import Eyes
+from clearclip.vision import Eyes, hashes
 
 
 class ProxyCLIP(Method):
@@ -38,6 +38,9 @@ class ProxyCLIP(Method):
         super().__init__(backbone)
         self.beta, self.gamma = beta, gamma
         self.external = vfm if callable(vfm) else Eyes(backbone, vfm, vfm_weights)
+
+    def files(self) -> dict[str, str]:
+        return hashes(vfm=self.external)
 
     def features(self, trunk: Trunk) -> Tensor:
         external = trunk.vision(self.external)  # [B, D', h', w']

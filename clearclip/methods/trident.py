@@ -23,7 +23,7 @@ from clearclip.methods import Method, register
 from clearclip.refine.sam import Square, fit, rounded_up
 from clearclip.trunk import Trunk
 from clearclip.view import View
-from clearclip.vision import Eyes, build_timm
+from clearclip.vision import Eyes, build_timm, hashes
 from clearclip.windows import Plan, average, covering_shape
 
 Seen = tuple[Iterable[Tensor], Tensor]  # of an image: attention [N, N] of each head, and all values [heads, h, w, d]
@@ -63,6 +63,9 @@ class Trident(Method):
         self.cos_factor, self.keep_negative, self.halves = cos_factor, keep_negative, halves
         self.external = vfm if callable(vfm) else Eyes(backbone, vfm, vfm_weights)
         self.sam = sam if callable(sam) else SAMAttention(backbone, sam, sam_weights)
+
+    def files(self) -> dict[str, str]:
+        return hashes(vfm=self.external, sam=self.sam)
 
     def image_features(self, view: View) -> Tensor:
         patch, plan = self.backbone.patch_size, view.plan

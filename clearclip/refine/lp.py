@@ -18,7 +18,7 @@ from clearclip.refine.propagation import (
 )
 from clearclip.text import Queries
 from clearclip.view import View
-from clearclip.vision import ValueEyes
+from clearclip.vision import ValueEyes, hashes
 from clearclip.windows import Axis, Maps, Plan, resize_matrix
 
 CHUNK_BYTES = 4 << 20  # of pixels' maps at once
@@ -48,6 +48,9 @@ class LP(Refinement):
         super().__init__(backbone)
         self.propagation = Propagation(neighbours, alpha)
         self.external = vfm if callable(vfm) else ValueEyes(backbone, vfm, vfm_weights)
+
+    def files(self) -> dict[str, str]:
+        return hashes(vfm=self.external)
 
     def __call__(self, view: View, maps: Maps, queries: Queries) -> Maps:
         external = torch.cat([trunk.vision(self.external) for trunk in view.trunks])  # [n, D', h, w]

@@ -42,15 +42,21 @@ def vote(labels: Tensor, ids: Tensor, classes: int) -> Tensor:
     Of equally many the smallest wins. The masks lie on the CPU, where they are counted, so that nothing waits for the
     device of the labels.
     """
-    distinct, region = ids.unique(return_inverse=True)  # [H, W], from 0
+    region, count = number(ids)
     region = region.to(labels.device, non_blocking=True)
     label = labels.long().clamp(max=classes)  # what is no class counts as one more
-    votes = torch.zeros(len(distinct) * (classes + 1), dtype=torch.int32, device=labels.device)
+    votes = torch.zeros(count * (classes + 1), dtype=torch.int32, device=labels.device)
     cell = (region * (classes + 1) + label).flatten()
     votes.scatter_add_(0, cell, torch.ones_like(cell, dtype=torch.int32))
     winner = votes.view(-1, classes + 1).argmax(dim=1)[region].to(labels.dtype)
     none = labels.amax()  # where there is such a pixel at all
     return torch.where(region == 0, labels, torch.where(winner == classes, none, winner))
+
+
+def number(ids: Tensor) -> tuple[Tensor, int]:
+    """Masks [H, W] numbered from 0 in their order, and how many there are."""
+    distinct, region = ids.unique(return_inverse=True)
+    return region, len(distinct)
 
 
 register("MAPVOTE", MapVote, "all pixels of a mask take its commonest label", "Zhang et al., ICCV 2025")

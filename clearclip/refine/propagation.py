@@ -148,7 +148,7 @@ class PixelGraph:
         weights, degree = [], torch.zeros_like(colours[0])
         for offset in offsets:
             one, other = pairs(colours, offset)
-            weights.append(torch.exp(torch.linalg.vector_norm(one - other, dim=0) / -tau))
+            weights.append((one - other).square_().sum(dim=0).sqrt_().div_(-tau).exp_())
             for end in pairs(degree, offset):
                 end += weights[-1]
         root = inverse_root(degree)

@@ -24,6 +24,7 @@ from clearclip.attention import self_correlating_output
 from clearclip.backbones import Backbone
 from clearclip.decode import Decoded
 from clearclip.errors import UserError
+from clearclip.masks import hub_model
 from clearclip.refine import Refinement, register
 from clearclip.view import View, normalise
 from clearclip.weights import hub_answers
@@ -70,6 +71,10 @@ class SAM(Refinement):
             raise ValueError(f"coarse_threshold {coarse_threshold} must be a probability, minimal_area 1 or more")
         self.encoder, self.rules = encoder, Rules(coarse_threshold, minimal_area, iou_threshold)
         self.network = SAMNetwork(load_sam(model), backbone.device, backbone.dtype)
+        self.version = hub_model(MODELS.get(model, model))
+
+    def files(self) -> dict[str, str]:
+        return {"sam": self.version}
 
     def labels(self, view: View, decoded: Decoded) -> Decoded:
         network = self.network

@@ -8,12 +8,15 @@ model = dict(
     method=method,
     vocabulary="{{ fileDirname }}/cls_coco_object.txt",
     short_side=336,
+    resize="pil",
     crop=0,
     logit_scale=50.0,
     threshold=0.3,
 )
 
 benchmark = dict(
+    names="75c24e65d9558f3d87d6899891e153244f3e902d9d51395dffe3dcaf50a295af",
+    renamed={"background": "ground", "person": "person with cloth people human"},
     protocol="cliper",
     published={"_delete_": True, "ViT-B-16": {method: 37.5, method + ",refine=sd21": 40.0}},
     source={

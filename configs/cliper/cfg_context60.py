@@ -9,12 +9,15 @@ model = dict(
     vocabulary="{{ fileDirname }}/cls_context60.txt",
     templates="car15",
     short_side=336,
+    resize="pil",
     crop=0,
     logit_scale=100.0,
     threshold=0.45,
 )
 
 benchmark = dict(
+    names="ce6b161032052268fe0f455787ce338ebb72888824f8b9e4acb0b140e70caf0d",
+    renamed={"person": "person with cloth people human"},
     protocol="cliper",
     published={"_delete_": True, "ViT-B-16": {method: 35.7, method + ",refine=sd21": 38.3}},
     source={

@@ -9,12 +9,21 @@ model = dict(
     vocabulary="{{ fileDirname }}/cls_voc21.txt",
     templates="car15",
     short_side=336,
+    resize="pil",
     crop=0,
     logit_scale=100.0,
     threshold=0.6,
 )
 
 benchmark = dict(
+    names="a05640cb2c079241abb33dc400cff00aeb325d780a7ccf30540a2cfc47d4f6e2",
+    renamed={
+        "background": "ground",
+        "bird": "bird avian",
+        "chair": "chair seat",
+        "person": "person with clothes people human",
+        "tvmonitor": "tvmonitor screen",
+    },
     protocol="cliper",
     published={"_delete_": True, "ViT-B-16": {method: 62.1, method + ",refine=sd21": 66.5}},
     source={

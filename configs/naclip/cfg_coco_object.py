@@ -11,6 +11,8 @@ model = dict(
 )
 
 benchmark = dict(
+    names="7387645e07a0dbb4fe9af5f6621ce0972da02c8828ddc2fad1947adc1f5eccae",
+    renamed={"background": "sky"},
     protocol="naclip",
     published={"_delete_": True, "ViT-B-16": {"NACLIP": 33.2, "NACLIP+PAMR": 36.19}},
     source={

@@ -11,6 +11,8 @@ model = dict(
 )
 
 benchmark = dict(
+    names="f642995d02bc360ab4babb440e970b952c11c4ad9a69e7bc787c64b62fa7f142",
+    renamed={"background": "sky"},
     protocol="proxyclip",
     published={"_delete_": True, "ViT-B-16": {"ProxyCLIP": 37.5, "ProxyCLIP:vfm=dino_vitb16": 36.2}},
     source={

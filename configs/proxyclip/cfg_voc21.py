@@ -11,6 +11,8 @@ model = dict(
 )
 
 benchmark = dict(
+    names="0e8452c7dce405256c1c0bdab2071f6f47f3f325d3f5a42c6d0a4ba67cb78920",
+    renamed={"background": "sky"},
     protocol="proxyclip",
     published={"_delete_": True, "ViT-B-16": {"ProxyCLIP": 61.3, "ProxyCLIP:vfm=dino_vitb16": 59.1}},
     source={

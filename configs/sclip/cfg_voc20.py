@@ -10,6 +10,7 @@ model = dict(
 )
 
 benchmark = dict(
+    names="03f221c4e407543de8621c094194d5f407c0feafd516590bbacdd52305b2867e",
     protocol="sclip",
     published={"_delete_": True, "ViT-B-16": dict(SCLIP=81.54, CLIP=49.4)},
     source=dict(

@@ -12,6 +12,8 @@ model = dict(
 )
 
 benchmark = dict(
+    names="03015d4d2e1c0f0f86c164c8175285655eab8eaf931168fd06f5cfa5ae5796ce",
+    renamed={"background": "sky"},
     protocol="sclip",
     published={"_delete_": True, "ViT-B-16": dict(SCLIP=59.63, CLIP=18.8)},
     source=dict(

@@ -43,8 +43,13 @@ class Result(TypedDict):
     config: str
     settings: dict
     weights_hash: str
+    names: NotRequired[list[list[str]]]  # of each class, what was looked for
+    names_hash: NotRequired[str]  # SHA-256 of them
+    templates: NotRequired[list[str]]  # prompts, {} where a name goes; none where embeddings were given
     interval: NotRequired[float | None]  # half the width of mIoU's 95 % interval; null: not known
     differences: NotRequired[dict[str, list[float]]]  # other run: [mIoU - its mIoU, low, high], on the same images
+    record: NotRequired[str]  # the key of its records
+    text_hash: NotRequired[str]  # of the text embeddings themselves
     metrics: NotRequired[dict[str, float]]  # whatever else the evaluator measured: mDice, mFscore
 
 

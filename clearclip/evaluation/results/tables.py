@@ -91,15 +91,31 @@ def as_text(rows: list[Row], width: int | None = None) -> str:
 # What a run is
 
 
-def _identified(records: Iterable[Run]) -> Iterator[Run]:
-    """The runs with what `ROW` names, each a string, and with their `others`: differences from other runs."""
+# What names a file's contents, their hash, and what must be equal for two files of one name to be the same.
+CONTENTS = (
+    ("pretrained", "weights_hash", ("backbone",)),
+    ("text", "text_hash", ("dataset", "backbone", "pretrained", "precision", "vocabulary", "names_hash")),
+    ("vocabulary", "names_hash", ("dataset",)),
+)
+
+
+def _identified(records: Iterable[Run]) -> list[Run]:
+    """The runs with what `ROW` names, each a string, and with their `others`: differences from other runs.
+
+    What shares a name and differs in content shows its hash. Runs of earlier versions have fewer hashes.
+    """
     runs = [run | _identity(run) for run in records]
-    hashes = defaultdict(set)
-    for run in runs:
-        hashes[run["backbone"], run["pretrained"]].add(run.get("weights_hash"))
-    for run in runs:
-        ambiguous = len(hashes[run["backbone"], run["pretrained"]]) > 1
-        yield run | {"pretrained": f"{run['pretrained']} ({str(run.get('weights_hash'))[:8]})"} if ambiguous else run
+    labels: list[dict[str, str]] = [{} for _ in runs]
+    for name, hash_name, within in CONTENTS:
+        groups = [tuple(run.get(key) for key in (name, *within)) for run in runs]
+        hashes = defaultdict(set)
+        for run, group in zip(runs, groups):
+            if run.get(hash_name):
+                hashes[group].add(run[hash_name])
+        for run, group, label in zip(runs, groups, labels):
+            if len(hashes[group]) > 1 and run.get(hash_name):
+                label[name] = f"{run[name]} ({str(run[hash_name])[:8]})"
+    return [run | label for run, label in zip(runs, labels)]
 
 
 def _identity(run: Run) -> Run:

@@ -40,7 +40,10 @@ if TYPE_CHECKING:  # slow, and only needed where a workbook is opened
 StrPath: TypeAlias = str | os.PathLike[str]
 
 TABLE, RUNS, PER_CLASS = SHEETS = ("table", "runs", "per_class")
-RUN_COLUMNS = ("run", *(key for key in Result.__annotations__ if key not in ("per_class_IoU", "metrics")))
+RUN_COLUMNS = (
+    "run",
+    *(key for key in Result.__annotations__ if key not in ("per_class_IoU", "metrics", "names", "templates")),
+)
 NEEDED = ("run", "date", "dataset", "method", "mIoU")  # without these a sheet of runs is not ours
 NUMBERS = ("run", "mIoU", "published", "interval", "images", "benchmark_images")
 CLASS_COLUMNS = ("dataset", "class")

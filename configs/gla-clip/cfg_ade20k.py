@@ -1,0 +1,9 @@
+_base_ = "../cfg_ade20k.py"
+
+model = dict(method="GLA-CLIP", short_side=336, crop=224, stride=112, logit_scale=40.0)
+
+benchmark = dict(
+    protocol="gla-clip",
+    published={"_delete_": True, "ViT-B-16": {"GLA-CLIP": 20.0}},
+    source={"GLA-CLIP": "third-party table"},
+)

@@ -1,0 +1,8 @@
+_base_ = "../cfg_coco_stuff164k.py"
+
+model = dict(method="RADSeg", backbone="C-RADIOv3-B", pretrained="nvidia", crop=336, logit_scale=100.0)
+
+benchmark = dict(
+    protocol="radseg",
+    published={"_delete_": True},  # the paper prints means over data sets alone
+)

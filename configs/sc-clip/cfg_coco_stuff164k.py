@@ -1,0 +1,9 @@
+_base_ = "../cfg_coco_stuff164k.py"
+
+model = dict(method="SC-CLIP", short_side=336, crop=224, stride=112, logit_scale=40.0)
+
+benchmark = dict(
+    protocol="sc-clip",
+    published={"_delete_": True, "ViT-B-16": {"SC-CLIP": 26.6}},
+    source={"SC-CLIP": "SC-CLIP paper (TIP 2025)"},
+)

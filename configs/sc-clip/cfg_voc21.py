@@ -1,0 +1,19 @@
+_base_ = "../cfg_voc21.py"
+
+model = dict(
+    method="SC-CLIP",
+    vocabulary="{{ fileDirname }}/../sclip/cls_voc21.txt",
+    short_side=336,
+    crop=224,
+    stride=112,
+    threshold=0.15,
+    area_threshold=0.1,
+)
+
+benchmark = dict(
+    protocol="sc-clip",
+    names="03015d4d2e1c0f0f86c164c8175285655eab8eaf931168fd06f5cfa5ae5796ce",
+    renamed={"background": "sky"},
+    published={"_delete_": True, "ViT-B-16": {"SC-CLIP": 64.6}},
+    source={"SC-CLIP": "SC-CLIP paper (TIP 2025)"},
+)

@@ -1,0 +1,1 @@
+"""What tools/benchmark.py and tools/costs.py are made of."""
