@@ -13,12 +13,14 @@ import pytest
 import torch
 from benchmarks import LAYOUTS, SHAPES, make_benchmarks, run, single_error
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
 from PIL import Image
 from safetensors.torch import save_file
 
 from clearclip.evaluation import run as evaluation
 from clearclip.evaluation.evaluate import Job, evaluate_all
+from clearclip.evaluation.pictures import Pictures
 from clearclip.evaluation.progress import Progress
 from clearclip.evaluation.results import Result, read_result
 from clearclip.evaluation.run import backbone_settings, default_work_dir, load_config
@@ -27,6 +29,9 @@ from clearclip.segmenter import Segmenter
 from clearclip.text import TextEmbeddings
 from clearclip.vocabulary import load_vocabulary
 from eval import main
+
+# isort: split
+from mmseg.registry import METRICS
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -216,6 +221,67 @@ def test_pictures(evaluate):
             assert picture.height > height
 
 
+def test_pictures_of_images_that_are_counted_already(evaluate):
+    """All are drawn, and none of another run stays; the digits are those of the records."""
+    expected = evaluate("cfg_voc20", "--show-dir", "pictures")
+    first = min(Path("pictures").iterdir())
+    content = first.read_bytes()
+    first.unlink()
+    assert scores(evaluate("cfg_voc20", "--show-dir", "pictures")) == scores(expected)
+    assert first.is_file()
+    evaluate("cfg_voc20", "--show-dir", "pictures", "--method", "CLIP")
+    assert first.read_bytes() != content
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_evaluation(evaluate, monkeypatch, capsys):
+    expected = evaluate("cfg_voc20", "--records", "plain")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Pictures, "_save", full)
+    assert scores(evaluate("cfg_voc20", "--show-dir", "pictures", "--records", "drawn")) == scores(expected)
+    assert capsys.readouterr().err.count("No space left on device); the evaluation goes on") == 1
+
+
+@METRICS.register_module(force=True)
+class Sizes(BaseMetric):
+    def process(self, data_batch, data_samples):
+        for sample in data_samples:
+            assert sample["pred_sem_seg"]["data"].shape == sample["gt_sem_seg"]["data"].shape
+            self.results.append(
+                (torch.tensor(sample["pred_sem_seg"]["data"].numel()), data_batch["inputs"][0].shape[0])
+            )
+
+    def compute_metrics(self, results):
+        return {"pixels": sum(pixels for pixels, _ in results), "channels": results[0][1], "mIoU": 7.0, "name": "x"}
+
+
+@METRICS.register_module(force=True)
+class Odd(Sizes):
+    def process(self, data_batch, data_samples):
+        self.results.append(object())
+
+
+def test_metrics_of_ones_own_see_each_image_once(tiny_folder, fails, capsys):
+    base = "_base_ = 'voc20'\ntest_evaluator = "
+    Path("mine.py").write_text(f"{base}[dict(type='ClassIoUMetric'), dict(type='Sizes')]")
+    arguments = ["mine.py", "--backbone", f"local-dir:{tiny_folder}", *OPTIONS]
+    for _ in range(2):  # the second reads the records
+        main(arguments)
+        expected = {"pixels": sum(h * w for h, w in SHAPES.values()), "channels": 3, "Sizes/mIoU": 7.0}
+        assert read_result("run/result.json")["metrics"] == expected
+    for metrics, message in (
+        ("[dict(type='ClassIoUMetric'), dict(type='Odd')]", "metric Odd keeps a object of an image"),
+        ("[dict(type='Sizes')]", "test_evaluator has 0 metrics of type ClassIoUMetric"),
+    ):
+        Path("mine.py").write_text(f"{base}{metrics}")
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert message in single_error(capsys.readouterr().err)
+
+
 def test_text_embeddings_serve_a_checkpoint_without_text_tower(evaluate, tiny_folder, tiny_state, fails):
     folder = Path("vision")
     shutil.copytree(tiny_folder, folder)
@@ -301,10 +367,10 @@ PIPELINE = "test_dataloader.dataset.pipeline"
         (f"{PIPELINE}.1.scale=(2048,336)", "leave out Resize and its scale, and set model.short_side=336"),
         ("test_dataloader.drop_last=True", "test_dataloader.drop_last leaves images out"),
         (f"{PIPELINE}.0.type=Foo", "Foo"),
-        ("test_dataloader.sampler.type=Foo", "Foo"),
+        ("test_dataloader.sampler.type=Foo", "test_dataloader.sampler is Foo"),
         ("test_dataloader.dataset.type=Foo", "Foo"),
-        ("test_dataloader.num_workers=-1", "num_workers"),
-        ("test_dataloader.num_wrokers=1", "num_wrokers"),
+        ("test_dataloader.num_workers=-1", "num_workers must be 0 or more, not -1"),
+        ("test_dataloader.num_wrokers=1", "no setting test_dataloader.num_wrokers"),
     ],
 )
 def test_overrides_that_fit_nothing(option, message, tiny_folder, capsys):

@@ -127,7 +127,8 @@ def check_runnable(run: Run) -> None:
 def _numbers(scalars: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, float | int]]:
     """Those that are one number, whatever type it has."""
     for name, value in scalars:
-        if isinstance(value, Tensor | np.ndarray | np.generic) and np.size(value) == 1:
+        size = value.numel() if isinstance(value, Tensor) else np.size(value)
+        if isinstance(value, Tensor | np.ndarray | np.generic) and size == 1:
             value = value.item()
         if isinstance(value, int | float):
             yield name, value
