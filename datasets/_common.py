@@ -159,6 +159,8 @@ def place_image(source: Path, target: Path, copy: bool) -> None:
         return
     check_file(source)
     if copy:
+        if target.is_symlink():  # which writing would follow, to the source itself
+            target.unlink()
         try:
             content = source.read_bytes()
         except OSError as error:
