@@ -96,8 +96,9 @@ class Shards:
         return Ledger(self, self.own.run(identity, classes, meta))
 
     def others(self) -> list[Path]:
-        """The files of other processes."""
-        return [path for path in sorted(self.folder.glob("*.sqlite")) if path != self.own.path]
+        """The files of other processes; one that is being made is still empty."""
+        paths = sorted(self.folder.glob("*.sqlite"))
+        return [path for path in paths if path != self.own.path and path.stat().st_size]
 
 
 class Ledger:
