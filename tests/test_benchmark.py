@@ -151,6 +151,7 @@ def test_random_weights_of_a_real_architecture():
         assert backbone.trunk(torch.zeros(1, 3, 64, 64)).tokens().shape == (1, 5, 768)
 
 
+@pytest.mark.slow
 def test_one_pass_beside_single_runs(tiny_folder, tmp_path, monkeypatch, capsys):
     from benchmarking import passes
 

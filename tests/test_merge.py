@@ -17,6 +17,8 @@ from clearclip.evaluation.results import table as rows_of
 from clearclip.evaluation.results.differences import comparable, difference
 from clearclip.evaluation.statistics import paired
 
+pytestmark = pytest.mark.slow  # evaluations
+
 FAST = [
     "--device", "cpu", "--precision", "fp32", "--cfg-options", "model.templates=single", "model.short_side=64",
     "model.crop=64", "model.stride=32",

@@ -9,6 +9,8 @@ from PIL import Image
 
 from clearclip.cli.eval import main
 
+pytestmark = pytest.mark.slow  # evaluations
+
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):

@@ -24,6 +24,8 @@ from clearclip.methods.final_block import FinalBlock
 from clearclip.text import TextEmbeddings
 from clearclip.vocabulary import load_vocabulary
 
+pytestmark = pytest.mark.slow  # evaluations
+
 METHODS_SHOWN = ("CLIP", "MaskCLIP", "SCLIP", "NACLIP", "ClearCLIP")
 SCORES = ("mIoU", "aAcc", "mAcc", "per_class_IoU", "interval", "images")
 
