@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clearclip.errors import UserError
+from clearclip.errors import UserError, one_line
 from clearclip.paths import data_root
 
 if TYPE_CHECKING:
@@ -131,8 +131,9 @@ def _read(path: Path, heirs: tuple[Path, ...]) -> Settings:
     except FileNotFoundError:
         raise UserError(f"config {path} does not exist") from None
     except Exception as error:  # a config is Python and may raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is no benchmark config ({reason}); see configs/README.md for the keys") from error
+        raise UserError(
+            f"{path} is no benchmark config ({one_line(error)}); see configs/README.md for the keys"
+        ) from error
 
 
 def _evaluate(path: Path, source: str, heirs: tuple[Path, ...]) -> Settings:

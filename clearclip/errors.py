@@ -14,6 +14,11 @@ class UserError(Exception):
     """Bad input. Its message is one sentence that names the file or option and the remedy."""
 
 
+def one_line(error: Exception) -> str:
+    """The message of any exception, fit for a sentence."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def program(main: Callable[P, R]) -> Callable[P, R]:
     """Wrap a command-line `main`: a `UserError` becomes one line on stderr and exit status 2."""
 

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from clearclip.errors import UserError
+from clearclip.errors import UserError, one_line
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -188,7 +188,7 @@ def _opened(path: StrPath) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise UserError(f"{path} is {_describe(head)}") from None
     except Exception as error:  # what a damaged file raises has no common base in Pillow
-        raise UserError(f"{path} is a damaged picture ({_one_line(error)}); copy or download it again") from error
+        raise UserError(f"{path} is a damaged picture ({one_line(error)}); copy or download it again") from error
     with image:
         if image.format == "EPS":
             raise UserError(f"{path} is a PostScript drawing; save it as PNG")
@@ -238,11 +238,7 @@ def _decoding(name: str) -> Iterator[None]:
     except MemoryError:
         raise UserError(f"not enough memory to decode {name}; give a smaller copy") from None
     except Exception as error:  # what a damaged file raises has no common base in Pillow
-        raise UserError(f"{name} cannot be decoded ({_one_line(error)}); copy or download the file again") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name} cannot be decoded ({one_line(error)}); copy or download the file again") from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -342,7 +338,7 @@ def _tensor_pixels(tensor: Tensor) -> np.ndarray:
         tensor = tensor.float() if tensor.is_floating_point() else tensor  # NumPy has no bfloat16
         return (tensor.permute(1, 2, 0) if tensor.ndim == 3 else tensor).numpy()
     except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise UserError(f"a tensor {tensor.dtype} {tensor.layout} is no image ({_one_line(error)})") from error
+        raise UserError(f"a tensor {tensor.dtype} {tensor.layout} is no image ({one_line(error)})") from error
 
 
 def _check_form(shape: tuple[int, ...], dtype: object, what: str, channels_at: int) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clearclip.errors import UserError
+from clearclip.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from clearclip.evaluation.results import Result
@@ -81,7 +81,7 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     check_writable(Path(arguments.records) / "1-of-1.sqlite")
 
 
-def one_line(error: Exception) -> str:
+def with_kind(error: Exception) -> str:
     """An error as a sentence, with its kind where it is not one of ours."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

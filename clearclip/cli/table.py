@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from clearclip.cli.grid import Grid
 from clearclip.cli.options import add_evaluation, model_settings
-from clearclip.cli.reporting import add_sharing, check_outputs, one_line, own_device, score, shares, stoppable
+from clearclip.cli.reporting import add_sharing, check_outputs, own_device, score, shares, stoppable, with_kind
 from clearclip.config import benchmarks, find_config, parse_options, protocols
 from clearclip.errors import UserError, program
 from clearclip.paths import atomic_write, check_writable
@@ -116,7 +116,7 @@ class Comparison:
             samples = open_benchmark(run, self.opened).samples
             gain = difference(result, reference, samples, self.records)
         except (UserError, KeyError) as error:  # say, records that were moved away meanwhile
-            print(f"{result['method']} is not compared with {self.against}: {one_line(error)}", file=sys.stderr)
+            print(f"{result['method']} is not compared with {self.against}: {with_kind(error)}", file=sys.stderr)
             return result
         return {**result, "differences": {self.against: gain}}
 
@@ -130,7 +130,7 @@ def evaluate_runs(job: "Job", workbook: str, comparison: Comparison) -> tuple[li
 
     def report(error: Exception, run: "Run") -> None:
         failed.append(f"{run.config.benchmark.name}: {run.method}, {run.config.model.backbone}")
-        print(f"error: {failed[-1]}: {one_line(error)}", file=sys.stderr)
+        print(f"error: {failed[-1]}: {with_kind(error)}", file=sys.stderr)
 
     with stoppable():
         for outcome in evaluate_all(job):

@@ -11,7 +11,7 @@ import clearclip.evaluation.mmcv_ext  # noqa: F401, before mmseg is imported
 from mmseg.datasets import BaseSegDataset, COCOStuffDataset, PascalVOCDataset
 from mmseg.registry import DATASETS
 
-from clearclip.errors import UserError
+from clearclip.errors import UserError, one_line
 from clearclip.images import SUFFIXES
 from clearclip.vocabulary import load_vocabulary
 
@@ -61,11 +61,6 @@ def building(run: "Run") -> Iterator[None]:
             f"{run.path} cannot be built as it stands, with its overrides ({one_line(error)}); see configs/README.md "
             "for the keys"
         ) from error
-
-
-def one_line(error: Exception) -> str:
-    """The message of any exception, fit for a sentence."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def check_dataset(run: "Run") -> BaseSegDataset:

@@ -11,7 +11,7 @@ from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
 from PIL import Image
 
-from clearclip.errors import UserError
+from clearclip.errors import UserError, one_line
 from clearclip.images import orientation, read_image, read_stored
 
 REMEDY = "convert it again, see datasets/README.md"
@@ -97,8 +97,7 @@ def read_labels(path: str | Path) -> np.ndarray:
         with Image.open(path) as image:
             labels = np.array(image)
     except Exception as error:  # what a damaged file raises has no common base in Pillow
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read label map {path} ({reason}); {REMEDY}") from error
+        raise UserError(f"cannot read label map {path} ({one_line(error)}); {REMEDY}") from error
     if labels.ndim != 2:
         raise UserError(f"label map {path} is a picture in colour, where one label a pixel is wanted; {REMEDY}")
     if labels.dtype.kind not in "uib":

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
-from clearclip.errors import UserError
+from clearclip.errors import UserError, one_line
 from clearclip.vocabulary import Vocabulary
 
 RGB = r"(?P<red>\d+)[\s,;]+(?P<green>\d+)[\s,;]+(?P<blue>\d+)"
@@ -216,8 +216,7 @@ def read_pixels(path: Path, colours: bool = False) -> np.ndarray:
     except MemoryError:
         raise UserError(f"mask {path} does not fit in memory: use fewer workers or smaller masks") from None
     except Exception as error:  # what a damaged file raises has no common base in Pillow
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read mask {path} ({reason}): save it as PNG again") from error
+        raise UserError(f"cannot read mask {path} ({one_line(error)}): save it as PNG again") from error
     if form == "JPEG":
         raise UserError(f"mask {path} is a JPEG, whose compression alters labels: save it as PNG from its source")
     if colours:

@@ -16,8 +16,8 @@ import torch
 import clearclip
 from clearclip.backbones import Backbone
 from clearclip.config import Settings, check_pipeline, find_config, import_custom_modules, override, read_config
-from clearclip.errors import UserError
-from clearclip.evaluation.datasets import DATASETS, check_dataset, one_line, whole_size
+from clearclip.errors import UserError, one_line
+from clearclip.evaluation.datasets import DATASETS, check_dataset, whole_size
 from clearclip.paths import atomic_write, safe_component
 from clearclip.segmenter import Segmenter, check_settings
 from clearclip.spec import Spec

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clearclip.errors import UserError
+from clearclip.errors import UserError, one_line
 from clearclip.masks import MaskProvider, Masks
 from clearclip.view import View
 
@@ -61,8 +61,7 @@ def read_ids(path: Path) -> torch.Tensor:
         with Image.open(path) as image:
             pixels = np.array(image)
     except Exception as error:  # what a damaged file raises has no common base in Pillow
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read masks {path} ({reason}); make the file again") from error
+        raise UserError(f"cannot read masks {path} ({one_line(error)}); make the file again") from error
     if pixels.ndim != 2 or pixels.dtype.kind not in "uib":
         raise UserError(f"masks {path} are a picture in colour; write one number a pixel, 0 where there is no mask")
     return torch.from_numpy(pixels.astype(np.int32))
