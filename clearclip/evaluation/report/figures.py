@@ -13,8 +13,8 @@ from clearclip.evaluation.report.markup import Markup, escaped, tag
 from clearclip.evaluation.statistics import Interval, format_difference, noisy
 
 WIDTH = 400
-SMALL, LETTER = 11, 6.2  # size of small text, and the mean width of its letters
-NAME = 56  # letters that fit into a line
+SMALL, LETTER = 12, 6.6  # size of small text, and the mean width of its letters
+NAME = 52  # letters that fit into a line
 Scale: TypeAlias = Callable[[float], float]  # from what is measured to a place
 
 
@@ -120,7 +120,7 @@ def gains(lines: Sequence[tuple[str, Interval]], title: str) -> Markup:
         kind = "even" if noisy(one) else "more" if one.value > 0 else "less"
         box = dict(x=_round(min(x, zero)), width=_round(max(abs(x - zero), 0.5)))
         parts += [
-            _text(_cut(name, 19), left - 6, y + 14, "end"),
+            _text(_cut(name, 17), left - 6, y + 14, "end"),
             tag("rect", **box, y=y + 4, height=height - 8, class_=kind),
             _text(format_difference(one), WIDTH - 2, y + 14, "end"),
         ]

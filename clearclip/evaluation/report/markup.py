@@ -79,7 +79,7 @@ def table(
         tag("tr", tag("th", first, scope="row"), (_cell(one, kind) for one, kind in zip(rest, kinds[1:])))
         for first, *rest in rows
     )
-    made = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", body), class_=class_)
+    made = tag("table", tag("caption", tag("span", caption)), tag("thead", top), tag("tbody", body), class_=class_)
     return tag("div", made, class_="scroll", tabindex=0)
 
 

@@ -351,7 +351,7 @@ def _shot(sample: str, score: float, shown: Shown | None) -> Markup:
         for title, address in shown.views
     ]
     legend = [tag("li", _swatch(colour), label) for label, colour in shown.legend]
-    return tag("figure", tag("div", views, class_="views"), tag("ul", legend, class_="legend"), caption, class_="shot")
+    return tag("figure", caption, tag("div", views, class_="views"), tag("ul", legend, class_="legend"), class_="shot")
 
 
 def _swatch(colour: str) -> Markup:
