@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -9,16 +10,20 @@ import subprocess
 import time
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from conftest import TINY_CONFIG, picture, save_model
+from PIL import Image
 from sample_records import record
 from sample_results import result
 
+from clearclip.cli import eval as evaluation
 from clearclip.cli import report as command
 from clearclip.errors import UserError
 from clearclip.evaluation.report import find, gather, write_report
 from clearclip.evaluation.report.figures import axis, gains
 from clearclip.evaluation.report.markup import escaped, tag
-from clearclip.evaluation.results import write_result
+from clearclip.evaluation.results import read_result, write_result
 from clearclip.evaluation.statistics import Interval, paired, worst
 
 CLASSES = ["cat", "sofa", "potted plant", "tv"]
@@ -273,8 +278,10 @@ def test_a_browser_shows_and_sorts_it(runs, width):
       const head = document.querySelectorAll("#table ~ .scroll th > button")[1];
       head.click();
       const first = head.closest("table").tBodies[0].rows[0].cells[0].textContent;
-      const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-      document.title = `sorted: ${first}; ${head.parentElement.ariaSort}; wider by ${wide}`;
+      for (const each of document.querySelectorAll("details")) each.open = true;
+      const wide = [...document.querySelectorAll(".scroll, .plot, .card, p, summary")].filter(
+        each => each.getBoundingClientRect().right > innerWidth - 10);
+      document.title = `sorted: ${first}; ${head.parentElement.ariaSort}; ${wide.length} too wide`;
     """
     page = html.replace("</body>", f"<script>{probe}</script></body>")
     digest = base64.b64encode(hashlib.sha256(probe.encode()).digest()).decode()  # the page runs no other scripts
@@ -285,4 +292,62 @@ def test_a_browser_shows_and_sorts_it(runs, width):
          f"--user-data-dir={runs / 'profile'}", "--dump-dom", (runs / "probe.html").as_uri()],
         capture_output=True, text=True, timeout=200,
     )  # fmt: skip
-    assert "<title>sorted: SC-CLIP; descending; wider by 0</title>" in done.stdout
+    assert "<title>sorted: SC-CLIP; descending; 0 too wide</title>" in done.stdout
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluated(tmp_path, monkeypatch, tiny_state):
+    """Two methods of a tiny CLIP evaluated on three photographs."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "masks", "tiny"):
+        (tmp_path / name).mkdir()
+    save_model(tmp_path / "tiny", {"model_cfg": TINY_CONFIG}, tiny_state)
+    for index in range(3):
+        Image.fromarray(picture(48, 64, index)).save(tmp_path / "photos" / f"{index}.png")
+        labels = np.zeros((48, 64), np.uint8)
+        labels[:, 20 + 10 * index :], labels[0] = 1, 255
+        Image.fromarray(labels).save(tmp_path / "masks" / f"{index}.png")
+    (tmp_path / "classes.txt").write_text("field, meadow\n<b>sky</b>\nsea\n")
+    own = ["--images", "photos", "--masks", "masks", "--classes", "classes.txt", "--device", "cpu"]
+    for method in ("CLIP", "ClearCLIP"):
+        evaluation.main([*own, "--backbone", "local-dir:tiny", "--method", method])
+    return tmp_path
+
+
+def report_of(folder, capsys, *options):
+    """The report on all runs in a folder, by the command, and what it printed."""
+    command.main(["-o", "report.html", *options])
+    return Page((folder / "report.html").read_text(encoding="utf-8")), capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_images_are_segmented_again_as_they_were_counted(evaluated, capsys):
+    page, printed = report_of(evaluated, capsys, "--pictures", "1")
+    assert "2 runs in report.html" in printed.out
+    (data,) = gather(find(["work_dirs"]), pictures=1).data_sets
+    top = data.top
+    shown = [value for name, value in page.attributes if name == "src"]
+    assert len(shown) == 8  # image, ground truth and two methods, of the worst and the best
+    first = Image.open(io.BytesIO(base64.b64decode(shown[0].partition(",")[2])))
+    assert first.size == (64, 48)
+    for _, score in (*top.worst, *top.best):
+        assert page.text.count(f"{top.label}, mIoU {score:.1f}") >= 1
+    assert "<b>sky</b>" in page.text
+    kept = read_result(next(evaluated.rglob("*ClearCLIP*/result.json")))["confused"]
+    clear = next(entry for entry in data.entries if entry.run["method"] == "ClearCLIP")
+    assert [tuple(pair) for pair in kept] == [tuple(pair) for pair in clear.pairs]
+
+
+@pytest.mark.slow
+def test_what_is_missing_for_pictures_is_said(evaluated, capsys):
+    (evaluated / "tiny" / "open_clip_model.safetensors").unlink()
+    page, _ = report_of(evaluated, capsys, "--pictures", "1")
+    assert page.tags.count("img") == 4  # images and ground truth
+    assert "was not run again:" in page.text
+    shutil.rmtree(evaluated / "photos")
+    page, _ = report_of(evaluated, capsys, "--pictures", "1")
+    assert "img" not in page.tags
+    assert "No pictures, or not all:" in page.text

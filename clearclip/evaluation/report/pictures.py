@@ -79,7 +79,7 @@ class _Again:
 
 
 def albums(report: Report, say: Callable[[str], None] = lambda line: None) -> dict[str, Album]:
-    """For each data set the images at either end of its best run, as that run and its reference see them."""
+    """For each data set the images at either end of its best run, as that run and one more see them."""
     backbones: dict[str, Backbone] = {}
     found = {}
     for data_set in report.data_sets:
@@ -91,12 +91,13 @@ def albums(report: Report, say: Callable[[str], None] = lambda line: None) -> di
 
 
 def _chosen(data_set: DataSet) -> list[Entry]:
-    """The best run of a data set, whose images are shown, and the reference."""
+    """The best run of a data set, whose images are shown, and the reference or, where that is the best, the next."""
     top = data_set.top
     if top is None or not _samples(top):
         return []
-    others = [one for one in data_set.rivals if one.run.get("method") == data_set.reference and one is not top]
-    return [top, *others[:1]]
+    others = sorted((one for one in data_set.rivals if one is not top), key=lambda one: -(one.mIoU or 0.0))
+    references = [one for one in others if one.run.get("method") == data_set.reference]
+    return [top, *(references or others)[:1]]
 
 
 def _samples(entry: Entry) -> list[str]:
