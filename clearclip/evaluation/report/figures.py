@@ -71,7 +71,7 @@ def scatter(points: Sequence[Point], title: str, x_name: str, y_name: str) -> Ma
     height, left, bottom = 300, 34, 262
     xs, ys = [point.x for point in points], [point.y for point in points]
     low, high, step = axis(ys)
-    place_y = _scale(low, high, bottom, 12)
+    place_y = _scale(low, high, bottom, 26)
     first, last = math.log10(min(xs) / 1.3), math.log10(max(xs) * 1.3)
     across = _scale(first, last, left, WIDTH - 14)
     parts: list[Markup] = []
@@ -84,7 +84,7 @@ def scatter(points: Sequence[Point], title: str, x_name: str, y_name: str) -> Ma
     for tick in _decades(first, last):
         x = _round(across(math.log10(tick)))
         parts += [
-            tag("line", x1=x, x2=x, y1=12, y2=bottom, class_="grid"),
+            tag("line", x1=x, x2=x, y1=26, y2=bottom, class_="grid"),
             _text(f"{tick:g}", x, bottom + 15, "middle axis"),
         ]
     parts += [_text(x_name, WIDTH / 2, height - 4, "middle axis"), _text(y_name, 2, 9, "axis")]
@@ -177,8 +177,8 @@ def _steps(low: float, high: float, step: float) -> list[float]:
 
 
 def _decades(first: float, last: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between powers of ten; powers alone where they are many."""
-    factors = (1, 2, 5) if last - first < 2.5 else (1,)
+    """Whole multiples of powers of ten between powers of ten: as many as there is room for."""
+    factors = range(1, 10) if last - first < 0.7 else (1, 2, 5) if last - first < 2.5 else (1,)
     every = (factor * 10.0**power for power in range(math.floor(first), math.ceil(last) + 1) for factor in factors)
     return [tick for tick in every if first <= math.log10(tick) <= last]
 
