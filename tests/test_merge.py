@@ -12,7 +12,7 @@ from clearclip.backbones.openclip import OpenCLIPBackbone
 from clearclip.cli import eval, merge, prefetch, table, workbook
 from clearclip.evaluation.confusion import Confusion
 from clearclip.evaluation.records import Records
-from clearclip.evaluation.results import as_text, read_result, write_result
+from clearclip.evaluation.results import as_text, read_result, recorded, write_result
 from clearclip.evaluation.results import table as rows_of
 from clearclip.evaluation.results.differences import comparable, difference
 from clearclip.evaluation.statistics import paired
@@ -96,8 +96,8 @@ def test_options_that_are_not_defaults_are_shown(capsys):
     with Records.open("x/1-of-1.sqlite") as records:
         settings = [["ClearCLIP", {"attention": "kk", "residual": 0.0}], ["PAMR", {"iterations": 3}]]
         run = records.run({"benchmark": "nowhere", "method": settings}, ["cat"])
-        assert merge.method(run) == "ClearCLIP:attention=kk+PAMR:iterations=3"
-        assert merge.whole(run) is None
+        assert recorded.method(run) == "ClearCLIP:attention=kk+PAMR:iterations=3"
+        assert recorded.whole(run) is None
     merge.main(["x"])
     assert "missing" not in capsys.readouterr().out
 
@@ -127,7 +127,7 @@ def test_differences_are_those_of_the_records(tiny_folder, capsys):
     results = {found["method"]: found for found in map(read_result, Path("work_dirs").rglob("result.json"))}
     assert "differences" not in results["NACLIP"]
     with Records.open("work_dirs/records/1-of-1.sqlite") as records:
-        areas = {merge.method(run): run.areas() for run in records.runs()}
+        areas = {recorded.method(run): run.areas() for run in records.runs()}
     for name in ("CLIP", "ClearCLIP"):
         gain = paired(areas[name], areas["NACLIP"]).mIoU
         assert results[name]["differences"] == {"NACLIP": [gain.value, gain.low, gain.high]}

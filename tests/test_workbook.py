@@ -304,6 +304,52 @@ def test_charts_and_notes_of_the_user_are_kept(tmp_path):
     assert len(mine._charts) == 1
 
 
+def test_what_was_published_is_not_beside_a_part(tmp_path):
+    path = tmp_path / "results.xlsx"
+    append_results([result(images=4), result(method="CLIP", mIoU=40.0)], path)
+    part, whole = sheet(path, "runs")
+    assert (part["published"], part["published_source"], part["images"]) == (None, None, 4)
+    assert whole["published"] == 80.9
+    assert list(read_per_class(path)) == ["1 ClearCLIP ViT-B-16 (4 img)", "2 CLIP ViT-B-16"]
+
+
+def test_confusions_are_a_sheet_of_their_own(tmp_path):
+    path = tmp_path / "results.xlsx"
+    append_results([result()], path)
+    assert "confusions" not in openpyxl.load_workbook(path).sheetnames
+    append_results([result(method="=CLIP", confused=[["sofa", "=chair\x00", 120, 12.5]])], path)
+    append_results([result(method="SCLIP", confused=[["cat", "dog", 7, 0.5], ["dog", "cat", 3, None]])], path)
+    assert [list(row.values()) for row in sheet(path, "confusions")] == [
+        [2, "voc20", "=CLIP", "sofa", r"=chair\x00", 120, 12.5],
+        [3, "voc20", "SCLIP", "cat", "dog", 7, 0.5],
+        [3, "voc20", "SCLIP", "dog", "cat", 3, None],
+    ]
+    made = openpyxl.load_workbook(path)["confusions"]
+    assert (made.freeze_panes, made["E2"].data_type, made["G2"].number_format) == ("E2", "s", "0.00")
+    assert all(cell.font.bold for cell in made[1])
+    check_workbook(path)
+
+
+def test_one_rule_marks_the_best_of_each_class_and_the_users_rules_stay(tmp_path):
+    path = tmp_path / "results.xlsx"
+    append_results([result()], path)
+    workbook = openpyxl.load_workbook(path)
+    assert not list(workbook["per_class"].conditional_formatting)  # nothing to compare
+    mine = openpyxl.formatting.rule.CellIsRule("lessThan", formula=["5"], font=openpyxl.styles.Font(italic=True))
+    workbook["per_class"].conditional_formatting.add("C2:C3", mine)
+    workbook.save(path)
+    for method in ("CLIP", "SCLIP"):
+        append_results([result(method=method)], path)
+    rules = {
+        str(area.sqref): [rule.formula[0] for rule in area.rules]
+        for area in openpyxl.load_workbook(path)["per_class"].conditional_formatting
+    }
+    assert rules.pop("C2:C3") == ["5"]
+    ((area, (formula,)),) = rules.items()
+    assert area == "C2:E3"
+    assert formula.endswith('C2>=SUMPRODUCT(MAX(ISERROR(SEARCH(" img)",$C$1:$E$1))*$C2:$E2)))')
+
+
 # what names can hold
 
 
@@ -545,12 +591,14 @@ def test_a_workbook_that_does_not_read_back_never_replaces_the_old_one(tmp_path,
 def many_runs(number):
     random.seed(0)
     names = [f"class number {index}" for index in range(171)]
+    pairs = [(names[index], names[index + 1]) for index in range(12)]
     return [
         result(
             "coco_stuff164k",
             minute=index,
             method=f"ClearCLIP:residual={index / 1000}",
             per_class_IoU={name: random.random() * 100 for name in names},
+            confused=[[one, other, random.randrange(10**6), 100 * random.random()] for one, other in pairs],
         )
         for index in range(number)
     ]

@@ -12,6 +12,7 @@ COMMANDS = {  # each a module of this package
     "table": "evaluate methods on benchmarks and print one table",
     "merge": "merge what shards or machines have counted, and say what is missing",
     "workbook": "make results.xlsx anew from the result.json of each run",
+    "report": "write one page of HTML on runs, with intervals, classes, confusions and images",
     "prefetch": "fetch weights and text embeddings for nodes without network",
 }
 

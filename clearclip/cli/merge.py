@@ -57,36 +57,9 @@ def missing_parts(files: Iterable[Path]) -> list[str]:
     ]
 
 
-def whole(run: "Run") -> int | None:
-    """How many images the benchmark of a run has; None where no config says so."""
-    from clearclip.config import find_config, read_config
-
-    for name in (run.meta.get("config"), run.identity.get("benchmark")):
-        try:
-            images = read_config(find_config(str(name))).benchmark.get("images")
-        except (UserError, AttributeError):
-            continue
-        if isinstance(images, int):
-            return images
-    return None
-
-
-def method(run: "Run") -> str:
-    """The method and its refinements, with the options that are not their defaults."""
-    from clearclip.methods import METHODS
-    from clearclip.refine import REFINEMENTS
-
-    parts = []
-    for index, (name, options) in enumerate(run.identity.get("method", [])):
-        registry = REFINEMENTS if index else METHODS
-        defaults = dict(registry.parse(name).settings) if name in registry else {}
-        given = [f"{key}={value}" for key, value in options.items() if defaults.get(key, value is None) != value]
-        parts.append(f"{name}:{','.join(given)}" if given else name)
-    return "+".join(parts)
-
-
 def describe(run: "Run") -> tuple[list[str], str | None]:
     """The row of a run, and a sentence where images are missing."""
+    from clearclip.evaluation.results.recorded import method, whole
     from clearclip.evaluation.statistics import bootstrap, format_score
 
     identity, count = run.identity, whole(run)

@@ -36,6 +36,7 @@ from clearclip.evaluation.run import (
     write_config,
 )
 from clearclip.evaluation.shards import Shards, Share
+from clearclip.evaluation.statistics import confused_pairs
 from clearclip.methods import METHODS, Method
 from clearclip.refine import REFINEMENTS, Refinement
 from clearclip.registry import Choice, Registry
@@ -46,6 +47,7 @@ from clearclip.vocabulary import load_vocabulary
 RECORDS = Path("work_dirs") / "records"
 TEXT = ("vocabulary", "templates", "text_embeddings", "text_names", "logit_scale")  # what decides a method's queries
 ELSEWHERE = ("data_root", "indices")  # of a data set's settings: where it lies, how much of it is asked for
+PAIRS = 12  # most confused pairs of classes that a result keeps; with four classes, all
 PATIENCE = 1800.0  # the first batch of another process may have to compile a network
 POLL_SECONDS = 0.5  # how often rank 0 looks whether the others are done
 
@@ -309,12 +311,14 @@ def finish(work: Work) -> Result:
     pixels = [image.size[0] * image.size[1] for image in images]
     seen = [(image.extra or {}).get("evaluators") for image in images]
     known = describe(run, work.segmenter)
-    known |= work.benchmark.evaluators.scores(work.ledger.confusions(samples), pixels, seen)
+    confusions = work.ledger.confusions(samples)
+    known |= work.benchmark.evaluators.scores(confusions, pixels, seen)
     known |= dict(
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
         images=len(images),
         seconds=round(seconds, 2),
         images_per_second=round(len(images) / seconds, 3) if seconds else 0.0,
+        confused=[list(pair) for pair in confused_pairs(confusions.total(), work.benchmark.classes, PAIRS)],
         record=work.ledger.run.key,
         text_hash=work.ledger.run.identity["text"],
     )

@@ -1,7 +1,8 @@
 """Differences of two runs on the same images, with the paired intervals of their records."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ ALIKE = (
 )
 
 
-def comparable(one: Result, other: Result) -> bool:
+def comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether nothing but the method, and its text, tells two results apart."""
     return all(one.get(key) == other.get(key) for key in ALIKE)
 

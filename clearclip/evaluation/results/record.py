@@ -48,6 +48,7 @@ class Result(TypedDict):
     templates: NotRequired[list[str]]  # prompts, {} where a name goes; none where embeddings were given
     interval: NotRequired[float | None]  # half the width of mIoU's 95 % interval; null: not known
     differences: NotRequired[dict[str, list[float]]]  # other run: [mIoU - its mIoU, low, high], on the same images
+    confused: NotRequired[list[list]]  # most confused pairs: truth, prediction, pixels, percent of the truth
     record: NotRequired[str]  # the key of its records
     text_hash: NotRequired[str]  # of the text embeddings themselves
     metrics: NotRequired[dict[str, float]]  # whatever else the evaluator measured: mDice, mFscore

@@ -40,20 +40,36 @@ def table(records: Iterable[Result | Run]) -> list[Row]:
     share a tag and differ are told apart by their hash. `avg5` and `avg8` follow where a row has all their sets.
     Empty columns are left out. Plain dicts: `pandas.DataFrame(table(records))` works.
     """
-    cells: dict[tuple[str, ...], dict[str, Run]] = {}
-    for run in sorted(_identified(map(plain, records)), key=_standing):  # the last one stands
-        cells.setdefault(tuple(run[name] for name in ROW), {})[run["dataset"]] = run
-    measured = [name for runs in cells.values() for name in runs]
+    cells = standing(records)
+    measured = [name for runs in cells.values() for name in runs if name not in AVERAGES]
     others = list(dict.fromkeys(other for runs in cells.values() for run in runs.values() for other in run["others"]))
     rows = []
-    for key, runs in sorted(cells.items(), key=lambda item: item[0][1:]):  # methods as they were run
-        runs |= {name: _average(runs, parts) for name, parts in AVERAGES.items() if runs.keys() >= set(parts)}
+    for key, runs in cells.items():
         row = {name: text or None for name, text in zip(ROW, key)}
         for name in dict.fromkeys([*BENCHMARKS, *measured, *AVERAGES]):
             row |= _cell(name, runs.get(name), others)
         rows.append(row)
     filled = [name for name in (rows or [{}])[0] if any(row[name] is not None for row in rows)]
     return [{name: row[name] for name in filled} for row in rows]
+
+
+def standing(records: Iterable[Result | Run]) -> dict[tuple[str, ...], dict[str, Run]]:
+    """The runs that `table` shows: of each row, by the values of `ROW`, and each data set the one that stands.
+
+    Averages are among the data sets; they have `mIoU`, `images`, `benchmark_images` and `published` alone.
+    """
+    cells: dict[tuple[str, ...], dict[str, Run]] = {}
+    for run in sorted(_identified(map(plain, records)), key=_standing):  # the last one stands
+        cells.setdefault(tuple(run[name] for name in ROW), {})[run["dataset"]] = run
+    for runs in cells.values():
+        runs |= {name: _average(runs, parts) for name, parts in AVERAGES.items() if runs.keys() >= set(parts)}
+    return dict(sorted(cells.items(), key=lambda item: item[0][1:]))  # methods as they were run
+
+
+def is_partial(run: Result | Run) -> bool:
+    """Whether a run is on fewer images than its benchmark has: it is not compared with published numbers."""
+    images, whole = run.get("images"), run.get("benchmark_images")
+    return images is not None and whole is not None and images < whole
 
 
 def as_markdown(rows: list[Row]) -> str:
@@ -166,9 +182,9 @@ def _cell(name: str, run: Run | None, others: Sequence[str]) -> Row:
     for other, (difference, low, high) in run["others"].items():
         column = f"{name} vs {other}"
         cell |= {column: difference, f"{column} low": low, f"{column} high": high}
-    images, whole, published = run.get("images"), run.get("benchmark_images"), run.get("published")
-    if whole is not None and images < whole:
-        return cell | {f"{name} images": images}
+    if is_partial(run):
+        return cell | {f"{name} images": run["images"]}
+    whole, published = run.get("benchmark_images"), run.get("published")
     compared = None not in (whole, published)
     return cell | {f"{name} published": published, f"{name} difference": score - published if compared else None}
 

@@ -4,9 +4,13 @@
   runs is grey where its interval holds 0. Of what the user adds to this sheet, column widths are kept.
 - `runs` has a row for each run; rows are only added. A row that is removed leaves the table, too; columns of the
   user's are kept, and columns that are missing, in a workbook of an earlier version, are added.
-- `per_class` has a row for each class and a column for each run, with the run's number: 400 runs on 171 classes are
-  171 rows and are read and written in a second, where a row for each class and run took half a minute. The sheets of
-  earlier versions, which have such rows, are turned into this form.
+- `per_class` has a row for each class and a column for each run, with the run's number and, on a part of a benchmark,
+  its images: 400 runs on 171 classes are 171 rows and are read and written in a second, where a row for each class
+  and run took half a minute. The sheets of earlier versions, which have such rows, are turned into this form. The best
+  whole run of each class is bold, by a rule of the sheet, so that rows stay as they are when runs are added.
+- `confusions` has the six pairs of classes that a run confuses most, the most pixels first.
+
+What was published is in none of them beside a run on a part of its benchmark.
 
 Sheets of the user's are kept as far as openpyxl reads them: cells, formats, formulas, notes and charts, but no shapes
 and no macros. The new workbook is read before it takes the old one's place. Whatever becomes of it, the `result.json`
@@ -28,7 +32,7 @@ from filelock import FileLock
 
 from clearclip.errors import UserError
 from clearclip.evaluation.results.record import Result, instant, plain, printable, read_result
-from clearclip.evaluation.results.tables import ROW, Row, Run, is_uncertain, table
+from clearclip.evaluation.results.tables import ROW, Row, Run, is_partial, is_uncertain, table
 from clearclip.paths import atomic_write, check_writable
 
 if TYPE_CHECKING:  # slow, and only needed where a workbook is opened
@@ -39,14 +43,19 @@ if TYPE_CHECKING:  # slow, and only needed where a workbook is opened
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
-TABLE, RUNS, PER_CLASS = SHEETS = ("table", "runs", "per_class")
+TABLE, RUNS, PER_CLASS, CONFUSIONS = SHEETS = ("table", "runs", "per_class", "confusions")
+LONG = ("per_class_IoU", "metrics", "names", "templates", "confused")  # that no cell holds
 RUN_COLUMNS = (
     "run",
-    *(key for key in Result.__annotations__ if key not in ("per_class_IoU", "metrics", "names", "templates")),
+    *(key for key in Result.__annotations__ if key not in LONG),
 )
 NEEDED = ("run", "date", "dataset", "method", "mIoU")  # without these a sheet of runs is not ours
 NUMBERS = ("run", "mIoU", "published", "interval", "images", "benchmark_images")
 CLASS_COLUMNS = ("dataset", "class")
+PAIR_COLUMNS = ("run", "dataset", "method", "truth", "taken for", "pixels", "% of the class")
+OURS = 'AND(ISNUMBER(C2),ISERROR(SEARCH(" img)",C$1))'  # begins our rule for cells
+PAIRS = 6  # of a run; result.json has more
+PART = " img)"  # ends the title of a run on a part of its benchmark
 CELL_LENGTH = 32_767  # characters, at most
 
 
@@ -225,7 +234,7 @@ def _runs(workbook: "Workbook", path: StrPath) -> list[Run]:
 
 
 def _add(workbook: "Workbook", records: Sequence[Run], path: StrPath) -> None:
-    """Add runs to our three sheets."""
+    """Add runs to our sheets."""
     for name in (RUNS, PER_CLASS):
         if name not in workbook.sheetnames:
             workbook.create_sheet(name)
@@ -233,16 +242,55 @@ def _add(workbook: "Workbook", records: Sequence[Run], path: StrPath) -> None:
     per_class = _matrix(workbook)
     last = max([0, *(int(run["run"]) for run in old), *_numbers(per_class)])
     new = [{**record, "run": number} for number, record in enumerate(records, last + 1)]
-    _extend(workbook[RUNS], RUN_COLUMNS, [(run.get("metrics") or {}) | run for run in new])
+    _extend(workbook[RUNS], RUN_COLUMNS, [(run.get("metrics") or {}) | _unpublished(run) for run in new])
     for run in new:
         title = f"{run['run']} {run['method']} {run['backbone']}"
+        title += f" ({run['images']}{PART}" if is_partial(run) else ""
         _add_column(per_class, title, {(run["dataset"], name): iou for name, iou in run["per_class_IoU"].items()})
     _freeze(workbook[RUNS], "B2")
     _freeze(per_class, "C2")
+    _mark_best(per_class)
+    if pairs := [pair for run in new for pair in _pairs(run)]:
+        if CONFUSIONS not in workbook.sheetnames:
+            workbook.create_sheet(CONFUSIONS)
+        _extend(workbook[CONFUSIONS], PAIR_COLUMNS, pairs)
+        _freeze(workbook[CONFUSIONS], "E2")
     _remake_table(workbook, table(old + new))
     workbook.active = workbook[TABLE]
     for sheet in workbook.worksheets:  # two selected sheets would be edited together
         sheet.sheet_view.tabSelected = sheet.title == TABLE
+
+
+def _unpublished(run: Run) -> Run:
+    """A run without what was published, where it is on a part of its benchmark."""
+    return run | {"published": None, "published_source": None} if is_partial(run) else run
+
+
+def _pairs(run: Run) -> Iterator[Row]:
+    """The rows of a run in the sheet `confusions`."""
+    for truth, prediction, pixels, percent in (run.get("confused") or ())[:PAIRS]:
+        values = (run["run"], run["dataset"], run["method"], truth, prediction, pixels, percent)
+        yield dict(zip(PAIR_COLUMNS, values))
+
+
+def _mark_best(sheet: "Worksheet") -> None:
+    """Bold for the best IoU of each row among the whole runs, where there are two: a rule that covers all cells."""
+    from openpyxl.formatting.formatting import ConditionalFormattingList
+    from openpyxl.formatting.rule import FormulaRule
+
+    kept = ConditionalFormattingList()  # the user's own rules
+    for area in sheet.conditional_formatting:
+        for rule in area.rules:
+            if not (rule.formula and rule.formula[0].startswith(OURS)):
+                kept.add(str(area.sqref), rule)
+    sheet.conditional_formatting = kept
+    lines, last = sheet.max_row, len(sheet[1])
+    if lines < 2 or last < 4:
+        return
+    titles, row = f"$C$1:${_letter(last)}$1", f"$C2:${_letter(last)}2"
+    whole = f'ISERROR(SEARCH("{PART}",{titles}))'
+    best = f"{OURS},COUNT({row})>1,C2>0,C2>=SUMPRODUCT(MAX({whole}*{row})))"
+    sheet.conditional_formatting.add(f"C2:{_letter(last)}{lines}", FormulaRule([best], font=_bold()))
 
 
 def _remake_table(workbook: "Workbook", rows: list[Row]) -> None:
