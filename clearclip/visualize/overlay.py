@@ -13,7 +13,7 @@ from clearclip.visualize.labels import areas, check_labels, ignored
 from clearclip.visualize.legend import legend_panel
 from clearclip.visualize.names import write_names
 
-GREYS = np.round(40 + 0.8 * np.arange(256)).clip(0, 255).astype(np.uint8)  # of the photograph, flatter than it was
+GREYS = np.round(55 + 0.75 * np.arange(256)).clip(0, 255).astype(np.uint8)  # of the photograph, flatter than it was
 OUTLINE = 0.45  # lightness of an outline to that of its colour
 
 
