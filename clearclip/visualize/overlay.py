@@ -94,7 +94,7 @@ def paint(pixels: np.ndarray, labels: np.ndarray, colours: np.ndarray, outlined:
 
 
 def outlines(labels: np.ndarray) -> np.ndarray:
-    """[H, W] bool: a thin line along the borders between labels, two pixels, and more where pictures are large."""
+    """[H, W] bool: a line along the borders between labels, one pixel wide, and more where pictures are large."""
     width = 1 + max(1, round(max(labels.shape) / 1000))
     kernel = np.ones((width, width), np.uint8)
     return cv2.dilate(labels, kernel) != cv2.erode(labels, kernel)
