@@ -63,12 +63,12 @@ def overlay(
     if not legend:
         return picture
     wide = legend_panel(counts, names, size, colours, max_width=shape[1], nothing=nothing)
-    below = paste([(picture, 0, 0), (wide, 0, shape[0])])
     if columns > 1:
-        return below
+        return paste([(picture, 0, 0), (wide, 0, shape[0])])
     tall = legend_panel(counts, names, size, colours, max_height=shape[0], nothing=nothing)
-    right = paste([(picture, 0, 0), (tall, shape[1], 0)])
-    return min(right, below, key=lambda picture: picture.width * picture.height)
+    right = (shape[1] + tall.width) * max(shape[0], tall.height)
+    below = max(shape[1], wide.width) * (shape[0] + wide.height)
+    return paste([(picture, 0, 0), (tall, shape[1], 0) if right <= below else (wide, 0, shape[0])])
 
 
 def greyed(pixels: np.ndarray) -> np.ndarray:
