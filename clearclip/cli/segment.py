@@ -194,7 +194,7 @@ def save(
         picture = overlay(image, result.labels, result.names)
     with atomic_write(overlay_path) as temporary:
         picture.save(temporary)
-    save_label_map(result.labels, labels_path, len(result.names))
+    save_label_map(result.labels, labels_path, result.names)
 
 
 def shares(result: "Segmentation") -> str:

@@ -38,7 +38,7 @@ def main():
     for name, polygons in json.loads((ROOT / "polygons.json").read_text()).items():
         with Image.open(ROOT / "images" / name) as image:
             labels = draw(polygons, image.size, classes)
-        save_label_map(labels, ROOT / "labels" / f"{Path(name).stem}.png", len(classes))
+        save_label_map(labels, ROOT / "labels" / f"{Path(name).stem}.png", classes)
 
 
 if __name__ == "__main__":
