@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerScale
-from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.vision_transformer import Block as LibraryBlock
 from torch import nn
 
 from clearclip import windows
@@ -35,7 +35,7 @@ def close(actual, expected):
 @pytest.fixture
 def trunk(radseg):
     """One block at the place of a trunk's last, and what enters it."""
-    block = TimmBlock(32, 4, mlp_ratio=2, qkv_bias=True, norm_layer=functools.partial(nn.LayerNorm, eps=1e-6))
+    block = LibraryBlock(32, 4, mlp_ratio=2, qkv_bias=True, norm_layer=functools.partial(nn.LayerNorm, eps=1e-6))
     block.ls1, block.ls2 = LayerScale(32), LayerScale(32)
     block.load_state_dict({k.removeprefix("block/"): v for k, v in radseg.items() if k.startswith("block/")})
     ours = TimmBlock(block.eval().requires_grad_(False))

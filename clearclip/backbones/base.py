@@ -208,8 +208,8 @@ class Backbone(nn.Module):
             return self.load_tokenizer()
         except OSError as error:
             raise UserError(
-                f"the tokenizer of {self.name} could not be downloaded ({one_line(error)[:200]}); fill the hub's cache on "
-                "a machine that reaches it, or give text embeddings from a file (--text-embeddings)"
+                f"the tokenizer of {self.name} could not be downloaded ({one_line(error)[:200]}); fill the hub's cache "
+                "on a machine that reaches it, or give text embeddings from a file (--text-embeddings)"
             ) from error
 
     @functools.cached_property
