@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from clearclip.backbones.base import Backbone
+    from clearclip.backbones.base import Backbone, Block
 
 QKV = tuple[Tensor, Tensor, Tensor]
 
@@ -55,6 +55,14 @@ class Trunk:
             self._tokens[block] = tokens
         return self._tokens[block]
 
+    def block(self, block: int = -1) -> "Block":
+        """A block, for tokens of these windows' grid."""
+        return self.backbone.blocks[self._index(block)].at(self.grid)
+
+    def output(self) -> Tensor:
+        """Tokens [B, P+N, D] of the last block's output as trained."""
+        return self.once(("output",), lambda: self._run(len(self.backbone.blocks) - 1, self.tokens()))
+
     def patches(self, block: int = -1) -> Tensor:
         """Patch tokens [B, N, D] that enter a block."""
         return self.tokens(block)[:, self.prefix :]
@@ -63,7 +71,7 @@ class Trunk:
         """Queries, keys and values [B, heads, P+N, d] of a block."""
         block = self._index(block)
         if block not in self._qkv:
-            self._qkv[block] = self.backbone.blocks[block].qkv(self.tokens(block))
+            self._qkv[block] = self.block(block).qkv(self.tokens(block))
         return self._qkv[block]
 
     def attention(self, block: int = -1) -> Tensor:
@@ -116,11 +124,11 @@ class Trunk:
     def _run(self, index: int, tokens: Tensor) -> Tensor:
         """Tokens through a block, with what is known of it already; what nobody will come back to is given up."""
         if index not in self._qkv:
-            return self.backbone.run(index, tokens)
-        block, (q, k, v) = self.backbone.blocks[index], self._qkv[index]
+            return self.backbone.run(index, tokens, self.grid)
+        block, (q, k, v) = self.block(index), self._qkv[index]
         known = self._attention.get(index)
         mixed = F.scaled_dot_product_attention(q, k, v) if known is None else known.to(v) @ v
-        if index not in self.keep:
+        if index not in self.keep and index + 1 < len(self.backbone.blocks):
             del self._qkv[index]
             self._attention.pop(index, None)
         tokens = tokens + block.attention_output(mixed)

@@ -7,6 +7,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ EMBEDDED = "openai-int8"
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# The backbones the published tables use; any other OpenCLIP ViT with a class token works as "arch:tag".
+# The backbones the published tables use; any other of OpenCLIP's ViTs works as "arch:tag".
 COMMON = {
     "ViT-B-32": ("openai", "laion2b_s34b_b79k", "metaclip_fullcc"),
     "ViT-B-16": ("openai", EMBEDDED, "laion2b_s34b_b88k", "metaclip_fullcc"),
@@ -29,6 +30,8 @@ COMMON = {
     "ViT-H-14": ("laion2b_s32b_b79k", "metaclip_fullcc"),
 }
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+CONFIG = "open_clip_config.json"
+FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # beside it, the best first
 
 
 @dataclass(frozen=True)
@@ -47,34 +50,41 @@ class Checkpoint:
     text_stand_in: bool = False  # names are embedded by the text student, not by a text tower
 
 
-def find_checkpoint(backbone: str, pretrained: str = "openai") -> Checkpoint | None:
-    """Find, and where needed download, the weights `pretrained` of an OpenCLIP ViT.
+Builds = Callable[[str, dict[str, Any]], bool]  # whether a family builds a model: its name, OpenCLIP's configuration
+
+
+def find_checkpoint(backbone: str, pretrained: str = "openai", builds: Builds = lambda *_: True) -> Checkpoint | None:
+    """Find, and where needed download, the weights `pretrained` of one of OpenCLIP's ViTs.
 
     Args:
         backbone: an OpenCLIP architecture ("ViT-B-16"; "ViT-B-16-quickgelu" where a file does not say how it was
-            trained), "arch:tag", or "local-dir:FOLDER" with OpenCLIP's open_clip_config.json and weights.
+            trained), "arch:tag", "hf-hub:ORGANISATION/NAME", or "local-dir:FOLDER" with OpenCLIP's
+            open_clip_config.json and weights.
         pretrained: a tag, a weights file, "openai-int8" (OpenAI's ViT-B/16 image tower, for machines that reach a
             package index but no model hub) or "auto" ("openai" where its hub answers, else "openai-int8"). A file
             that is called as a tag is, such as `openai`, needs its folder: `./openai`.
+        builds: whether the family that asks builds this model, before anything is downloaded but its configuration.
 
     Returns:
-        The checkpoint; None where OpenCLIP knows no such architecture and the folder is no OpenCLIP model's.
+        The checkpoint; None where OpenCLIP knows no such architecture, where the folder is no OpenCLIP model's, and
+        where the family does not build it.
 
     Raises:
-        UserError: where the architecture is no plain ViT and where the weights cannot be found.
+        UserError: where the weights cannot be found, and what `builds` raises.
     """
     from open_clip import get_model_config, get_pretrained_cfg, list_pretrained_tags_by_model
 
     if backbone.startswith("local-dir:"):
-        return _from_folder(Path(backbone.removeprefix("local-dir:")).expanduser())
+        return _from_folder(Path(backbone.removeprefix("local-dir:")).expanduser(), builds)
+    if backbone.startswith("hf-hub:"):
+        return _from_hub(backbone, builds)
     arch, _, tag = backbone.replace("/", "-").partition(":")
     pretrained = tag or pretrained
     named_quick = arch.endswith("-quickgelu")
     arch = arch.removesuffix("-quickgelu")
     config = get_model_config(arch)
-    if config is None:
+    if config is None or not builds(arch, config):
         return None
-    config = _supported(arch, config)
     if pretrained == "auto":
         pretrained = _choose(arch)
     if pretrained == EMBEDDED:
@@ -91,23 +101,6 @@ def find_checkpoint(backbone: str, pretrained: str = "openai") -> Checkpoint | N
     tags = list_pretrained_tags_by_model(arch)
     tags += [EMBEDDED] * (arch == "ViT-B-16") + ["auto"] * ("openai" in tags)
     raise UserError(f"no weights {pretrained!r} for {arch}; known are {', '.join(tags) or 'none'}, or give a file")
-
-
-def _supported(arch: str, config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a plain ViT with a class token; UserError for any other network."""
-    vision = config["vision_cfg"]
-    altered = ("attentional_pool", "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner")
-    if (
-        vision.get("timm_model_name")
-        or not isinstance(vision.get("layers", 12), int)  # a ResNet lists its stages
-        or vision.get("pool_type", "tok") != "tok"
-        or any(vision.get(key) for key in (*altered, "scale_attn", "scale_fc"))
-    ):
-        raise UserError(
-            f"backbone {arch} is not supported; supported are OpenCLIP ViTs with a class token, such as ViT-B-16 "
-            "(no ResNet, no attention or average pooling, no timm tower, no altered attention)"
-        )
-    return config
 
 
 def _from_tag(arch: str, tag: str, config: dict[str, Any], known: dict[str, Any]) -> Checkpoint:
@@ -130,31 +123,58 @@ def _from_file(arch: str, path: Path, config: dict[str, Any], named_quick: bool)
     quick = named_quick or marked == "quick_gelu"
     if not (marked or named_quick):
         log.warning("%s is taken to be trained with GELU; if with QuickGELU, ask for %s-quickgelu", path, arch)
-    return Checkpoint(arch, path.name, arch, path, config | {"quick_gelu": quick})
+    return Checkpoint(arch, path.name, arch, path, config | {"quick_gelu": quick}, *_trained_mean_std(arch))
 
 
-def _from_folder(folder: Path) -> Checkpoint | None:
-    if not (folder / "open_clip_config.json").is_file():
+def _trained_mean_std(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The normalisation of an architecture's weights where all that OpenCLIP knows agree, else OpenAI's."""
+    from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    known = [get_pretrained_cfg(arch, tag) for tag in list_pretrained_tags_by_model(arch)]
+    found = {(tuple(one.get("mean", OPENAI_MEAN)), tuple(one.get("std", OPENAI_STD))) for one in known}
+    return found.pop() if len(found) == 1 else (OPENAI_MEAN, OPENAI_STD)
+
+
+def _from_folder(folder: Path, builds: Builds) -> Checkpoint | None:
+    if not (folder / CONFIG).is_file():
         return None
     try:
-        config = json.loads((folder / "open_clip_config.json").read_text())
-        names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-        path = next(folder / name for name in names if (folder / name).is_file())
-        preprocess = config.get("preprocess_cfg", {})
-        return Checkpoint(
-            folder.name,
-            path.name,
-            f"local-dir:{folder}",
-            path,
-            _supported(folder.name, config["model_cfg"]),
-            tuple(preprocess.get("mean", OPENAI_MEAN)),
-            tuple(preprocess.get("std", OPENAI_STD)),
-        )
+        path = next(folder / name for name in FILES if (folder / name).is_file())
+        return _described(folder.name, f"local-dir:{folder}", folder / CONFIG, lambda: path, builds)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
         raise UserError(
-            f"{folder} is not an OpenCLIP model folder; it must hold open_clip_config.json (with model_cfg) "
-            "and open_clip_model.safetensors"
+            f"{folder} is not an OpenCLIP model folder; it must hold {CONFIG} (with model_cfg) and {FILES[0]}"
         ) from None
+
+
+def _from_hub(model: str, builds: Builds) -> Checkpoint | None:
+    """The checkpoint of "hf-hub:ORGANISATION/NAME": a repository of the hub with OpenCLIP's files."""
+    repository = model.removeprefix("hf-hub:")
+    folder = repository.replace("/", "-")
+    try:
+        config = hub_file(repository, CONFIG)
+        return _described(folder, model, config, lambda: hub_file(repository, *FILES), builds)
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+        raise UserError(f"{repository} on the hub has no {CONFIG} of OpenCLIP's, with model_cfg") from None
+    except Exception as error:  # the library raises whatever its transport raised
+        raise UserError(
+            f"the weights of {model} could not be downloaded: put {CONFIG} and {FILES[0]} into a folder and use "
+            "local-dir:FOLDER as --backbone, or fill the hub's cache on a machine that reaches it"
+        ) from error
+
+
+def _described(
+    arch: str, model: str, description: Path, weights: Callable[[], Path], builds: Builds
+) -> Checkpoint | None:
+    """The checkpoint that an open_clip_config.json describes; None where the family does not build it."""
+    config = json.loads(description.read_text())
+    if not builds(arch, config["model_cfg"]):
+        return None
+    preprocess, path = config.get("preprocess_cfg", {}), weights()
+    mean, std = (tuple(preprocess.get(key, usual)) for key, usual in (("mean", OPENAI_MEAN), ("std", OPENAI_STD)))
+    return Checkpoint(arch, path.name, model, path, config["model_cfg"], mean, std)
 
 
 def _embedded(arch: str, config: dict[str, Any]) -> Checkpoint:
@@ -187,7 +207,7 @@ def _hub_files(place: str) -> tuple[str, ...]:
     """The repository that OpenCLIP's `hf_hub` names, and the files of it that hold the weights, the best first."""
     repository, _, name = place.rpartition("/")
     if not name:
-        return repository, "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
+        return repository, *FILES
     return repository, str(Path(name).with_suffix(".safetensors")), name
 
 

@@ -129,7 +129,7 @@ def test_features(radio, state, shape):
     )
     images = torch.randn(2, 3, *shape)
     trunk = radio.trunk(images)
-    tokens = radio.run(2, trunk.tokens())
+    tokens = radio.run(2, trunk.tokens(), trunk.grid)
     expected = expected_tokens(state, images)
     close(radio.final_norm(tokens), expected)
     close(radio.project(tokens), expected_head(state, "_heads.siglip2-g", expected))

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerScale
-from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.vision_transformer import Block as LibraryBlock
 from torch import nn
 
 from clearclip import windows
 from clearclip.attention import self_correlating_output
-from clearclip.backbones.radio import RadioBlock
+from clearclip.backbones.timm import TimmBlock
 from clearclip.methods import similarity
 from clearclip.methods.radseg import RADSeg
 from clearclip.refine.scga import aggregate
@@ -35,10 +35,10 @@ def close(actual, expected):
 @pytest.fixture
 def trunk(radseg):
     """One block at the place of a trunk's last, and what enters it."""
-    block = TimmBlock(32, 4, mlp_ratio=2, qkv_bias=True, norm_layer=functools.partial(nn.LayerNorm, eps=1e-6))
+    block = LibraryBlock(32, 4, mlp_ratio=2, qkv_bias=True, norm_layer=functools.partial(nn.LayerNorm, eps=1e-6))
     block.ls1, block.ls2 = LayerScale(32), LayerScale(32)
     block.load_state_dict({k.removeprefix("block/"): v for k, v in radseg.items() if k.startswith("block/")})
-    ours = RadioBlock(block.eval().requires_grad_(False))
+    ours = TimmBlock(block.eval().requires_grad_(False))
     x = radseg["scra/x"]
     return SimpleNamespace(backbone=SimpleNamespace(blocks=[ours]), tokens=lambda: x, qkv=lambda: ours.qkv(x))
 

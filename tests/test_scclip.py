@@ -56,7 +56,7 @@ def test_half_its_attention_is_that_of_the_base(golden, deep_backbone):
     with torch.inference_mode():
         patches = deep_backbone.trunk(images).patches()
         alone = torch.eye(49).expand(2, -1, -1)
-        actual = method.rewire(patches, torch.zeros(2, 1, 64), alone)
+        actual = method.rewire(block, patches, torch.zeros(2, 1, 64), alone)
         qkv = block.qkv(patches)
         by_itself, base = (block.attention_output(mix_terms(terms, *qkv)) for terms in (("identity",), ("qq", "kk")))
         bias = block.module.attn.out_proj.bias

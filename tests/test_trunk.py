@@ -101,8 +101,8 @@ def test_what_was_asked_of_a_block_serves_to_go_past_it(tiny_backbone, calls, pl
 def test_what_nobody_asked_for_is_not_kept(tiny_backbone, monkeypatch):
     run, made = tiny_backbone.run, []
 
-    def note(index, tokens):
-        out = run(index, tokens)
+    def note(index, tokens, grid):
+        out = run(index, tokens, grid)
         made.append(weakref.ref(out))
         return out
 

@@ -116,18 +116,10 @@ def test_the_activation_is_asserted(tiny_arch, tiny_folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "backbone",
-    [
-        "RN50:openai",
-        "ViT-B-16-SigLIP:webli",
-        "coca_ViT-B-32:laion2b_s13b_b90k",
-        "EVA02-B-16:merged2b_s8b_b131k",
-        "convnext_base:laion400m_s13b_b51k",
-        "ViT-L-14-CLIPA:datacomp1b",
-    ],
+    "backbone", ["RN50:openai", "coca_ViT-B-32:laion2b_s13b_b90k", "convnext_base:laion400m_s13b_b51k"]
 )
 def test_other_networks_are_refused_by_name_before_any_download(backbone, no_download):
-    with pytest.raises(UserError, match=f"{backbone.partition(':')[0]} is not supported; supported are OpenCLIP ViTs"):
+    with pytest.raises(UserError, match=f"{backbone.partition(':')[0]} is not supported: "):
         load(backbone)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clearclip.errors import UserError
+from clearclip.errors import UserError, one_line
 from clearclip.state import content_hash, overflowing
 from clearclip.tensors import TensorCache
 from clearclip.trunk import QKV, Trunk
@@ -27,6 +27,10 @@ class Block:
     """
 
     heads: int
+
+    def at(self, grid: tuple[int, int]) -> "Block":
+        """The block for tokens of a grid of patches: itself, but for one that turns queries and keys by their place."""
+        return self
 
     def norm(self, tokens: Tensor) -> Tensor:
         """Tokens [..., D] as its attention sees them."""
@@ -130,6 +134,10 @@ class Backbone(nn.Module):
         """The rest of `project`: normed tokens [..., D] to the joint space [..., dim]."""
         return self.project(states)
 
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """What the model itself makes of an image, [B, dim], from tokens [B, P+N, D] of the last block's output."""
+        return self.project(tokens[:, 0] if self.prefix_tokens else tokens.mean(dim=1))
+
     def load_text_tower(self) -> nn.Module:
         """The text tower with the checkpoint's weights, float32 on the CPU."""
         raise NotImplementedError
@@ -150,9 +158,9 @@ class Backbone(nn.Module):
         """The way of normalised images [B, 3, H, W] through the blocks; nothing is computed yet."""
         return Trunk(self, images, keep=keep)
 
-    def run(self, index: int, tokens: Tensor) -> Tensor:
+    def run(self, index: int, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Block `index` as trained, [B, T, D] to the same; compiled where `load_backbone` was asked to."""
-        block = self.blocks[index]
+        block = self.blocks[index].at(grid)
         return self._compiled_block(block, tokens) if self.compiled else block(tokens)
 
     def grid(self, images: Tensor) -> tuple[int, int]:
@@ -195,8 +203,14 @@ class Backbone(nn.Module):
 
     @functools.cached_property
     def tokenizer(self) -> Callable[[list[str]], Tensor]:
-        """`load_tokenizer()`, once."""
-        return self.load_tokenizer()
+        """`load_tokenizer()`, once. Raises UserError where it would have to be downloaded and cannot be."""
+        try:
+            return self.load_tokenizer()
+        except OSError as error:
+            raise UserError(
+                f"the tokenizer of {self.name} could not be downloaded ({one_line(error)[:200]}); fill the hub's cache "
+                "on a machine that reaches it, or give text embeddings from a file (--text-embeddings)"
+            ) from error
 
     @functools.cached_property
     def _compiled_block(self) -> Callable[[Block, Tensor], Tensor]:

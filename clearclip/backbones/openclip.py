@@ -49,7 +49,10 @@ class OpenCLIPBlock(Block):
 
 
 class OpenCLIPBackbone(Backbone):
-    """A plain OpenCLIP ViT with a class token."""
+    """A ViT of OpenCLIP's own, which all have a class token.
+
+    Of models that average their patches (CLIPA) it is a prefix like any other: features are those of the patches.
+    """
 
     names = COMMON
     prefix_tokens = 1
@@ -63,20 +66,24 @@ class OpenCLIPBackbone(Backbone):
         compile: bool = False,
     ):
         super().__init__(checkpoint, device, dtype, position, compile)
-        visual: Any = self.cast(self.load_image_tower())
-        self.visual = visual
-        self.blocks = [OpenCLIPBlock(module) for module in visual.transformer.resblocks]
-        self.patch_size = visual.patch_size[0]
-        self.width = visual.class_embedding.shape[0]
-        self.dim = visual.output_dim
+        self.visual: Any = None
+        self.open_up(self.cast(self.load_image_tower()))
+
+    def open_up(self, tower: Any) -> None:
+        """Set `visual`, the image tower, and what is read from it."""
+        self.visual = tower
+        self.blocks = [OpenCLIPBlock(module) for module in tower.transformer.resblocks]
+        self.patch_size = tower.patch_size[0]
+        self.width = tower.class_embedding.shape[0]
+        self.dim = tower.output_dim
 
     @classmethod
     def find(cls, name: str, pretrained: str) -> Checkpoint | None:
-        return find_checkpoint(name, pretrained)
+        return find_checkpoint(name, pretrained, plain_vit)
 
     def load_image_tower(self) -> nn.Module:
         """The image tower with the checkpoint's weights, float32 on the CPU."""
-        tower = _skeleton(self.checkpoint.config, {}).visual
+        tower = skeleton(self.checkpoint.config, {}).visual
         return fill(tower, load_state_dict(self.checkpoint.path, "visual."), self.checkpoint)
 
     def load_text_tower(self) -> nn.Module:
@@ -107,6 +114,9 @@ class OpenCLIPBackbone(Backbone):
 
     def head(self, states: Tensor) -> Tensor:
         return states @ self.visual.proj
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        return self.head(self.visual._pool(tokens)[0])
 
     def load_tokenizer(self) -> Callable[[list[str]], Tensor]:
         import open_clip
@@ -147,6 +157,27 @@ class OpenCLIPBackbone(Backbone):
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection  # [P, dim]
 
 
+def plain_vit(arch: str, config: dict[str, Any]) -> bool:
+    """Whether a model's image tower is a ViT of OpenCLIP's own; of timm's towers another family knows.
+
+    Raises UserError for a network that is none of these.
+    """
+    vision = config["vision_cfg"]
+    altered = ("attentional_pool", "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner")
+    if vision.get("timm_model_name"):
+        return False
+    if (
+        not isinstance(vision.get("layers", 12), int)  # a ResNet lists its stages
+        or vision.get("pool_type", "tok") not in ("tok", "avg")
+        or any(vision.get(key) for key in (*altered, "scale_attn", "scale_fc"))
+    ):
+        raise UserError(
+            f"backbone {arch} is not supported: it is a ResNet, or pools by attention, or alters attention; use a ViT, "
+            "such as ViT-B-16"
+        )
+    return True
+
+
 def shared_prefixes(tokens: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct beginnings of prompts [P, L] that end at the columns `end` [P].
 
@@ -164,7 +195,7 @@ def shared_prefixes(tokens: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     return state, position.new_empty(count).scatter_reduce_(0, state.flatten(), position, "amin", include_self=False)
 
 
-def _skeleton(config: dict[str, Any], text_config: dict[str, Any]) -> Any:
+def skeleton(config: dict[str, Any], text_config: dict[str, Any]) -> Any:
     """OpenCLIP's network without storage: parameters get theirs from a checkpoint."""
     import open_clip
 
@@ -199,7 +230,7 @@ def _text_tower(checkpoint: Checkpoint) -> nn.Module:
         own = {key: value for key, value in state.items() if not key.startswith(other)}
     if not own:
         raise UserError(f"{checkpoint.path} holds no text tower; give text embeddings from a file (--text-embeddings)")
-    tower: Any = _skeleton(checkpoint.config, checkpoint.config["text_cfg"]).text
+    tower: Any = skeleton(checkpoint.config, checkpoint.config["text_cfg"]).text
     own.pop("attn_mask", None)
     fill(tower, own, checkpoint)
     if getattr(tower, "attn_mask", None) is not None:  # a buffer that no checkpoint holds
@@ -219,6 +250,4 @@ def can_trim(tower: nn.Module) -> bool:
     )
 
 
-register(
-    "OpenCLIP", OpenCLIPBackbone, "plain ViTs with a class token", "Radford et al., ICML 2021; Ilharco et al., 2021"
-)
+register("OpenCLIP", OpenCLIPBackbone, "ViTs with a class token", "Radford et al., ICML 2021; Ilharco et al., 2021")

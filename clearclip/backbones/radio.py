@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from clearclip.backbones import register
-from clearclip.backbones.base import Backbone, Block, resize_position_embedding
+from clearclip.backbones.base import Backbone, resize_position_embedding
+from clearclip.backbones.timm import TimmBlock
 from clearclip.errors import UserError
 from clearclip.state import load_state_dict
-from clearclip.trunk import QKV
 from clearclip.weights import SUFFIXES, Checkpoint, hub_answers, hub_file, local_copy
 
 REPOSITORIES = {f"C-RADIOv3-{size}": f"nvidia/C-RADIOv3-{size}" for size in ("B", "L", "H", "g")}
@@ -33,31 +33,6 @@ MAX_TOKENS = 64  # of a prompt; shorter ones are padded, as SigLIP2 was trained
 PARTS = ("embedder.", "patch_normalizer.", "blocks.", "norm.", "feature_normalizer.")
 TEACHERS = {"text": "siglip2", "sam": "sam"}  # whose heads are read
 HEAD_KINDS = {"text": ("_heads", "head_mlp"), "sam": ("_feature_projections", "feat_mlp")}
-
-
-class RadioBlock(Block):
-    """timm's pre-norm block, without norms of queries and keys."""
-
-    def __init__(self, module: Any):
-        self.module = module
-        self.heads = module.attn.num_heads
-
-    def norm(self, tokens: Tensor) -> Tensor:
-        return self.module.norm1(tokens)
-
-    def qkv(self, tokens: Tensor) -> QKV:
-        qkv = self.module.attn.qkv(self.norm(tokens)).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, heads, d]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return q, k, v
-
-    def merge_heads(self, mixed: Tensor) -> Tensor:
-        return self.module.attn.proj(mixed.transpose(1, 2).flatten(2))
-
-    def layer_scale(self, update: Tensor) -> Tensor:
-        return self.module.ls1(update)
-
-    def mlp(self, tokens: Tensor) -> Tensor:
-        return self.module.ls2(self.module.mlp(self.module.norm2(tokens)))
 
 
 class ResidualHead(nn.Module):
@@ -136,7 +111,7 @@ class ImageTower(nn.Module):
         self.patch_normalizer = nn.LayerNorm(width) if "patch_normalizer.weight" in state else nn.Identity()
         scale = 1.0 if "blocks.0.ls1.gamma" in state else None
         self.blocks = nn.ModuleList(
-            TimmBlock(width, heads, ratio, qkv_bias=True, init_values=scale, norm_layer=norm) for _ in range(depth)
+            Block(width, heads, ratio, qkv_bias=True, init_values=scale, norm_layer=norm) for _ in range(depth)
         )
         self.norm = norm(width) if "norm.weight" in state else nn.Identity()
         turned = "feature_normalizer.tx" in state
@@ -170,7 +145,7 @@ class RadioBackbone(Backbone):
         super().__init__(checkpoint, device, dtype, position, compile)
         visual = self.cast(load_image_tower(checkpoint))
         self.visual = visual
-        self.blocks = [RadioBlock(module) for module in visual.blocks]
+        self.blocks = [TimmBlock(module) for module in visual.blocks]
         self.patch_size, self.width, self.dim = visual.patch_size, visual.width, visual.text_head.width
         self.prefix_tokens = len(visual.cls_token)
 

@@ -184,7 +184,7 @@ class CLIPer(Method):
             entering.append(self.backbone.blocks[index].norm(trunk.tokens(index)))
             if fused:
                 total = total + trunk.attention(index)  # [B, heads, P+N, P+N]
-        last = self.backbone.blocks[-1]
+        last = trunk.block()
         features: list[Tensor] = []
         for x in [*entering, trunk.tokens()]:
             q, k, v = last.qkv(x)

@@ -69,7 +69,7 @@ class CLIPSeg(Method):
         self.blocks = sorted({self.middle, *self.deep})
 
     def features(self, trunk: Trunk) -> Tensor:
-        block = self.backbone.blocks[-1]
+        block = trunk.block()
         middle = trunk.patches(self.middle)  # [B, N, D]; asked for in the order of the blocks
         deep = [trunk.tokens(index) for index in self.deep] if self.integration else []
         q, k, v = trunk.qkv()

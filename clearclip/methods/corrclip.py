@@ -99,7 +99,7 @@ class CorrCLIP(Method):
 
     def values(self, tokens: Tensor, trunk: Trunk, grid: tuple[int, int]) -> Tensor:
         """The last block's values [B, N', D] of tokens [B, P+N, D], patches only, on another grid."""
-        _, _, v = self.backbone.blocks[-1].qkv(tokens)
+        _, _, v = trunk.block().qkv(tokens)
         v = v[:, :, trunk.prefix :].transpose(2, 3).flatten(1, 2).unflatten(2, trunk.grid)  # [B, D, h, w]
         return F.interpolate(v, size=grid, mode="bilinear").flatten(2).transpose(1, 2)
 
@@ -117,7 +117,8 @@ class CorrCLIP(Method):
         inside = inside | ~inside.any(dim=2, keepdim=True)  # those without a patch see all, and are not asked for
         visible = F.pad(inside, (trunk.prefix, 0), value=True).unsqueeze(1)  # [B, 1, R, P+N]
         tokens = trunk.summary(trunk.tokens(0)).expand(-1, size, -1)
-        for index, block in enumerate(self.backbone.blocks):
+        for index in range(len(self.backbone.blocks)):
+            block = trunk.block(index)
             (q, _, _), (_, k, v) = block.qkv(tokens), trunk.qkv(index)
             tokens = tokens + block.attention_output(F.scaled_dot_product_attention(q, k, v, attn_mask=visible))
             tokens = tokens + block.mlp(tokens)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip.attention import Attention, mix_terms, similarity_attention
-from clearclip.backbones import Backbone
+from clearclip.backbones import Backbone, Block
 from clearclip.methods import Method, register
 from clearclip.trunk import Trunk
 
@@ -71,15 +71,14 @@ class SCCLIP(Method):
             patches, middle = (replace_outliers(x, outliers, trunk.grid) for x in (patches, middle))
         similarity = cosine(middle)  # [B, N, N]
         summary = trunk.summary(trunk.tokens())
-        out = self.rewire(average_alike(patches, similarity, self.threshold), summary, similarity)
+        out = self.rewire(trunk.block(), average_alike(patches, similarity, self.threshold), summary, similarity)
         if states:
             total = functools.reduce(torch.add, states)
-            out = out + self.rewire(total[:, trunk.prefix :], trunk.summary(total), similarity)
+            out = out + self.rewire(trunk.block(), total[:, trunk.prefix :], trunk.summary(total), similarity)
         return trunk.project(average_alike(out, cosine(shallow), self.threshold))  # [B, h, w, dim]
 
-    def rewire(self, patches: Tensor, class_token: Tensor, similarity: Tensor) -> Tensor:
+    def rewire(self, block: Block, patches: Tensor, class_token: Tensor, similarity: Tensor) -> Tensor:
         """The last block's output [B, N, D] for patches [B, N, D], with the class token [B, 1, D] added to each."""
-        block = self.backbone.blocks[-1]
         q, k, v = block.qkv(patches)
         coherent = similarity_attention(similarity, gamma=SHARPNESS)
         own = mix_terms(self.attention.terms, q, k, v, prefix=0) / len(self.attention.terms)

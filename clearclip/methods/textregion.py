@@ -202,7 +202,7 @@ class AttentionPoolHead:
 
     def values(self, trunk: Trunk) -> Tensor:
         """The tower's tokens [B, D, h, w]."""
-        tokens = self.norm(trunk.backbone.run(len(trunk.backbone.blocks) - 1, trunk.tokens()))
+        tokens = self.norm(trunk.output())
         return tokens[:, trunk.prefix :].transpose(1, 2).unflatten(2, trunk.grid)
 
     def tokens(self, weights: Tensor, patches: Tensor) -> Tensor:
