@@ -40,12 +40,14 @@ class Queries:
         query_class: the class index of each row.
         names: of the classes.
         prepared: the text as the method's `scores` takes it; by default `text`.
+        everything_else: whether class 0 is what none of the names describes, see `clearclip.other`.
     """
 
     text: Tensor
     query_class: tuple[int, ...]
     names: tuple[str, ...]
     prepared: Tensor | None = None
+    everything_else: bool = False
 
     @property
     def for_scores(self) -> Tensor:
@@ -105,6 +107,14 @@ class TextEmbeddings:
                 f"{path} does not hold text embeddings ({type(error).__name__}); it must be a .safetensors file with "
                 "a finite tensor `embeddings` [Q, dim] and the metadata `names`, a JSON list of Q names"
             ) from error
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a row for a name. Case, spaces, hyphens and underscores do not count."""
+        return isinstance(name, str) and plain(name) in self._known
+
+    @functools.cached_property
+    def _known(self) -> set[str]:
+        return {plain(name) for name in self.names}
 
     def check(self, backbone: Backbone) -> None:
         """Raise UserError where the rows cannot be compared with a backbone's features; warn where another made them.
