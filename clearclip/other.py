@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 OTHER = "other"
 NAMES = (OTHER, "background", "everything else")  # a class so called is other
 SHIPPED = Path(__file__).with_name("other.txt")
-SAME = 0.9  # two names whose text has this cosine, or more, mean the same
+SAME = 0.88  # two names whose text has this cosine, or more, mean the same
 
 
 @dataclass(frozen=True)
@@ -117,3 +117,11 @@ def set_apart(vocabulary: Vocabulary) -> tuple[str, tuple[str, ...], Vocabulary]
         raise UserError(f"{vocabulary.classes[0]!r} alone leaves nothing to look for; name something else, too")
     own = chosen[0] if chosen else (OTHER,)
     return own[0], tuple(name for name in own if plain(name) not in general), Vocabulary(rest)
+
+
+def class_names(vocabulary: Vocabulary, other: bool) -> tuple[str, ...]:
+    """The names of a result's classes, in the order of its labels."""
+    if not other:
+        return vocabulary.classes
+    called, _, rest = set_apart(vocabulary)
+    return (called, *rest.classes)

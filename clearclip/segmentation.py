@@ -167,7 +167,7 @@ class Segmentation:
         )
 
     def manifest(self) -> dict[str, Any]:
-        """What a person wants to know of the label map, for JSON: classes with label, name, colour and area; `about`."""
+        """The label map in words, for JSON: classes with label, name, colour and area, and what `about` says."""
         name = _name(self.source)
         picture = {} if name is None else {"picture": name}
         return {**picture, **legend(self.labels, self.names, self.colours), **self.about}

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "clearclip"
 ORDER = [  # each module or folder imports only those before it
     "_namesake", "errors", "paths", "tensors", "registry", "state", "offline", "images", "weights", "trunk",
-    "backbones", "vision", "vocabulary", "other", "text", "attention", "windows", "view", "masks", "kernels", "decode", "refine",
-    "methods", "spec", "visualize", "coco", "segmentation", "segmenter", "config", "evaluation", "cli",
+    "backbones", "vision", "vocabulary", "other", "text", "attention", "windows", "view", "masks", "kernels", "decode",
+    "refine", "methods", "spec", "visualize", "coco", "segmentation", "segmenter", "config", "evaluation", "cli",
     "__main__",
 ]  # fmt: skip
 EXCEPTIONS = {
