@@ -56,8 +56,8 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     out = parser.add_argument_group("what comes of it")
     out.add_argument("--output", default="demo_output", metavar="DIR", help="where all files go (default: demo_output)")
     out.add_argument(
-        "--save", nargs="+", default=["labels,overlay"], metavar="KIND",
-        help="any of labels,overlay,scores,heat,features,coco,json (default: labels,overlay)",
+        "--save", nargs="+", default=["overlay,labels"], metavar="KIND",
+        help="any of labels,overlay,scores,heat,features,coco,json (default: overlay,labels)",
     )  # fmt: skip
     out.add_argument("--arrays", default="safetensors", help="scores and features as safetensors or npy")
     out.add_argument(
@@ -204,7 +204,7 @@ def segment_pictures(
         for path in outputs.finish():
             status.clear()
             print(f"all pictures: {path}")
-    if failed and count > 1:
+    if not set(failed) <= inputs.named:
         status.note(f"{count - len(failed)} of {count} pictures are done, {len(failed)} could not be read")
     return len(failed) == count or bool(set(failed) & inputs.named)
 
