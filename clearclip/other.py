@@ -2,15 +2,17 @@
 
 Every pixel takes the best of the names that there are, however badly it fits. So names compete with a list of common
 things and stuff, `other.txt`, and whatever one of these wins is other. Words of the list that mean what one of the
-names means take no part: they are found by the similarity of their text embeddings.
+names means take no part: they are found by the similarity of their text embeddings. docs/usage.md has what this was
+measured against: thresholds on the scores of the names alone.
 """
 
 import functools
 import logging
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip.errors import UserError
@@ -21,7 +23,9 @@ log = logging.getLogger(__name__)
 OTHER = "other"
 NAMES = (OTHER, "background", "everything else")  # a class so called is other
 SHIPPED = Path(__file__).with_name("other.txt")
-SAME = 0.88  # two names whose text has this cosine, or more, mean the same
+SAME = 0.45  # from this cosine on, without what all names have in common, two names mean the same
+ENOUGH = 20  # words whose mean is what all names have in common
+WEIGHT = 0.96  # of the shipped words
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,15 @@ class OtherWords:
 
     Attributes:
         words: [W] each once.
-        groups: [W] for each word the words that stand for its group, such as "animal" for "dog".
+        groups: [W] for each word that of its group, such as "animal" for "dog".
+        weight: what their scores are multiplied by: below 1, a name that fits nearly as well has the pixel.
+        alike: whether words that mean what a name means take no part, or only those that are written like it.
     """
 
     words: tuple[str, ...]
     groups: tuple[str, ...]
+    weight: float = 1.0
+    alike: bool = False
 
     @classmethod
     def of(cls, words: Iterable[str]) -> "OtherWords":
@@ -50,7 +58,7 @@ class OtherWords:
         for line in SHIPPED.read_text(encoding="utf-8").splitlines():
             group, _, words = line.partition("#")[0].partition(":")
             groups |= {word.strip(): group.strip() for word in words.split(",") if word.strip()}
-        return cls(tuple(groups), tuple(groups.values()))
+        return cls(tuple(groups), tuple(groups.values()), WEIGHT, alike=True)
 
     def among(self, known: Container[str]) -> "OtherWords":
         """Those that text embeddings have. Raises UserError where there are none; says once that some are missing."""
@@ -62,21 +70,25 @@ class OtherWords:
             )
         if len(kept) < len(self.words):
             _warn_missing(len(kept), len(self.words))
-        return OtherWords(*map(tuple, zip(*kept)))
+        words, groups = zip(*kept)
+        return replace(self, words=words, groups=groups)
 
     def kept(self, names: Sequence[str], text: Tensor, own: Tensor) -> list[int]:
         """Which words mean something else than all of `names`.
 
         text [Q, dim] and own [W, dim] are the embeddings, unit rows, of names and words. A whole group is left out
-        where its own word is one of the names or means the same: "dog" is no other to "animal".
+        where its own word is one of the names: "dog" is no other to "animal".
         """
         known = {plain(name) for name in names}
-        near = (own @ text.T).amax(dim=1) >= SAME  # [W]
-        same = known | {plain(word) for word, close in zip(self.words, near.tolist()) if close}
+        near = [False] * len(self.words)
+        if self.alike and len(self.words) >= ENOUGH:
+            common = own.mean(dim=0)  # CLIP's text has a large part that all names share
+            alike = F.normalize(own - common, dim=-1) @ F.normalize(text - common, dim=-1).T  # [W, Q]
+            near = (alike.amax(dim=1) >= SAME).tolist()
         return [
             row
             for row, (word, group) in enumerate(zip(self.words, self.groups))
-            if not {plain(word), plain(group)} & same
+            if not near[row] and not {plain(word), plain(group)} & known
         ]
 
 

@@ -32,7 +32,6 @@ from clearclip.errors import UserError
 from clearclip.evaluation.results.record import read_result
 from clearclip.evaluation.run import check_classes, default_work_dir, load_config
 from clearclip.offline.embedded import SENTENCES, _kept, fetch
-from clearclip.offline.student import TextStudent
 from clearclip.text import TextEmbeddings
 from clearclip.visualize import legend_panel
 from clearclip.vocabulary import Vocabulary
@@ -262,13 +261,3 @@ def test_letters_that_no_font_has_become_the_number_of_their_class(monkeypatch):
     foreign = legend_panel(labels, ["\u732b", "sky"])
     assert foreign.tobytes() == legend_panel(labels, ["class 0", "sky"]).tobytes()
     assert foreign.tobytes() != legend_panel(labels, ["\u7a7a", "cat"]).tobytes()
-
-
-def test_names_in_another_script_are_said_once(caplog):
-    student = TextStudent()
-    student.encoder = lambda sentences: torch.nn.functional.normalize(torch.ones(len(sentences), 384))
-    for _ in range(2):
-        student(["\u732b", "K\u00e4se", "cat"])
-    assert [record.getMessage() for record in caplog.records] == [
-        "the text student reads English alone and makes little of \u732b: give English names"
-    ]

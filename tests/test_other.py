@@ -1,13 +1,17 @@
 """`other`: which words stand for everything else, and what they do to labels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import picture
 
 from clearclip import Segmenter, TextEmbeddings, Vocabulary
 from clearclip.errors import UserError
-from clearclip.other import SAME, OtherWords, class_names, read_other, set_apart
+from clearclip.evaluation.segmentor import class_queries
+from clearclip.other import ENOUGH, SAME, OtherWords, class_names, read_other, set_apart
 from clearclip.vocabulary import plain
 
 NAMES = tuple("abcdefg")
@@ -22,15 +26,23 @@ def test_shipped_words_are_plain_and_each_stands_once():
 
 
 def test_words_that_mean_a_name_take_no_part():
-    words = OtherWords(
-        ("dog", "cat", "car", "Sky-Scraper", "sea"), ("animal", "animal", "vehicle", "building", "water")
-    )
-    eye = torch.eye(6)
-    own = eye[:5]
-    near = SAME * eye[2] + (1 - SAME**2) ** 0.5 * eye[5]  # as alike to "car" as means the same
-    assert words.kept(["automobile"], near[None], own) == [0, 1, 3, 4]
-    assert words.kept(["pet"], (near * 0.9)[None], own) == [0, 1, 2, 3, 4]
-    assert words.kept(["sky scraper", "Animal"], eye[[5, 5]], own) == [2, 4]
+    first, groups = ("dog", "cat", "car", "Sky-Scraper"), ("animal", "animal", "vehicle", "building")
+    names = (*first, *(f"word {index}" for index in range(ENOUGH)))
+    words = OtherWords(names, (*groups, *names[4:]), alike=True)
+    eye = torch.eye(len(names) + 1)
+    own = eye[:-1]
+    common = own.mean(dim=0)
+    direction = F.normalize(own[2] - common, dim=0)
+    across = F.normalize(eye[-1] - (eye[-1] @ direction) * direction, dim=0)
+
+    def alike(cosine):  # to "car", without what all have in common
+        return (common + cosine * direction + (1 - cosine**2) ** 0.5 * across)[None]
+
+    everything = list(range(len(names)))
+    assert words.kept(["automobile"], alike(SAME + 0.01), own) == [i for i in everything if i != 2]
+    assert words.kept(["tool"], alike(SAME - 0.01), own) == everything
+    assert replace(words, alike=False).kept(["automobile"], alike(SAME + 0.01), own) == everything
+    assert words.kept(["sky scraper", "Animal"], eye[[-1, -1]], own) == [2, *everything[4:]]
 
 
 def test_a_class_that_means_other_is_set_apart():
@@ -96,3 +108,13 @@ def test_a_text_tower_reads_the_words(tiny_backbone):
     shipped = OtherWords.shipped()
     animals = shipped.groups.count("animal")
     assert 0 < queries.query_class.count(0) <= len(shipped.words) - animals - 1
+
+
+def test_an_evaluation_needs_a_background(make, tmp_path):
+    (tmp_path / "with.txt").write_text("background\na\nb\n")
+    (tmp_path / "without.txt").write_text("a\nb\n")
+    segmenter = make(other=["f", "g"])
+    queries = class_queries(segmenter, tmp_path / "with.txt")
+    assert (queries.names, queries.query_class) == (("background", "a", "b"), (0, 0, 1, 2))
+    with pytest.raises(UserError, match=r"without\.txt is 'a'; leave out --other"):
+        class_queries(segmenter, tmp_path / "without.txt")
