@@ -61,8 +61,8 @@ class Frames:
     def _decode(self) -> None:
         numbers: Iterable[int] = itertools.count() if self.limit is None else range(self.limit)
         for _ in numbers:
-            found, frame = self._capture.read() if not self._stopped.is_set() else (False, None)
-            if not found or not self._put(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)):
+            found, frame = self._capture.read()
+            if not found or frame is None or not self._put(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)):
                 break
         self._put(None)
 

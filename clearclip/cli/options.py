@@ -10,7 +10,7 @@ def add_modules(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_device(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup, default: str | None = None) -> None:
     parser.add_argument("--device", default=default, help="auto, cpu, cuda, mps")
     parser.add_argument("--precision", default=default, help="auto, fp32, fp16, bf16")
 
