@@ -26,6 +26,7 @@ OUTPUTS = ("labels", "overlay", "scores", "heat", "features", "coco", "json")  #
 USUAL = ("labels", "overlay", "json")
 ARRAYS = ("safetensors", "npy")
 SHOWN = 1200  # pixels of the longer side of what a notebook shows
+SAVED = 2048  # and of saved overlays and heat maps, at most; label maps keep the size of the image
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class Segmentation:
         Args:
             what: any of
                 labels: `<stem>_labels.png`, with a palette, and the manifest inside as text;
-                overlay: `<stem>_overlay.png`;
+                overlay: `<stem>_overlay.png`, its longer side at most 2048 pixels;
                 scores: `<stem>_scores.safetensors`, tensor `similarity` [C, H, W];
                 heat: `<stem>_heat_<label>-<name>.png` for each name;
                 features: `<stem>_features.safetensors`, tensor `features` [h, w, dim];
@@ -214,12 +215,12 @@ class Segmentation:
         if kind == "labels":
             visualize.save_label_map(self.labels, first, self.names, self.colours, info=self.about)
         elif kind == "overlay":
-            visualize.save_picture(self.overlay(), first)
+            visualize.save_picture(self.overlay(max_side=SAVED), first)
         elif kind == "scores":
             self._save_array(first, "similarity", self.similarity)
         elif kind == "heat":
             for label, path in zip(self._named, paths):
-                visualize.save_picture(self.heat(label), path)
+                visualize.save_picture(self.heat(label, max_side=SAVED), path)
         elif kind == "features":
             if self.features is None:
                 raise UserError("features were not asked for; call the segmenter with features=True")

@@ -197,7 +197,7 @@ class Segmenter:
         images = images if several else [images]
         for image in images if len(images) > 1 else ():
             if isinstance(image, str | os.PathLike):
-                image_size(os.fspath(image))  # what is missing should not cost what comes before it
+                image_size(os.fspath(image), max_pixels)  # what is missing should not cost what comes before it
         results = self.stream(images, names, scores=scores, features=features, other=other, max_pixels=max_pixels)
         if not several:
             return next(results)

@@ -9,6 +9,7 @@ Kinds of faults that have tests elsewhere:
     full disks, links, read-only files, SIGTERM            test_paths, test_workbook
     killed runs, shards, ranks                             test_records, test_passes
     splits that count wrong, suffixes left aside           test_configs
+    letters that no font has, labels without names         test_visualize
 """
 
 import json
@@ -33,7 +34,6 @@ from clearclip.evaluation.results.record import read_result
 from clearclip.evaluation.run import check_classes, default_work_dir, load_config
 from clearclip.offline.embedded import SENTENCES, _kept, fetch
 from clearclip.text import TextEmbeddings
-from clearclip.visualize import legend_panel
 from clearclip.vocabulary import Vocabulary
 
 
@@ -253,11 +253,3 @@ def test_a_mapping_gives_names_their_rows(tmp_path):
     (tmp_path / "names.json").write_text("[1]")
     with pytest.raises(UserError, match="text_names must map names to names of rows"):
         known.select(names, tmp_path / "names.json")
-
-
-def test_letters_that_no_font_has_become_the_number_of_their_class(monkeypatch):
-    monkeypatch.setattr("clearclip.visualize.FONTS", ())
-    labels = np.array([[0, 1]])
-    foreign = legend_panel(labels, ["\u732b", "sky"])
-    assert foreign.tobytes() == legend_panel(labels, ["class 0", "sky"]).tobytes()
-    assert foreign.tobytes() != legend_panel(labels, ["\u7a7a", "cat"]).tobytes()

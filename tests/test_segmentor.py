@@ -251,12 +251,13 @@ def predicted(image, path, label=1):
     return {"inputs": [torch.from_numpy(image).flip(2).permute(2, 0, 1)]}, [sample]
 
 
-def test_pictures_show_image_truth_and_prediction(images, runner, tmp_path):
+def test_pictures_show_image_truth_prediction_and_errors(images, runner, tmp_path):
     batch, (sample,) = predicted(images[0], tmp_path / "images/town/photo.jpg")
     sample.gt_sem_seg.data[:, :30] = 255
     SaveOverlayHook(str(tmp_path / "show")).after_test_iter(runner, 0, batch, [sample])
     with Image.open(tmp_path / "show/town/photo.png") as picture:
-        assert picture.width > 3 * 96
+        assert picture.width > 2 * 96
+        assert picture.height > 2 * 70
         pixels = np.asarray(picture.convert("RGB"))
     top, left = np.argwhere((pixels == images[0][0, 0]).all(axis=-1))[0]
     np.testing.assert_array_equal(pixels[top : top + 70, left : left + 96], images[0])

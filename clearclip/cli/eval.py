@@ -26,7 +26,7 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     )
     parser.add_argument("--pretrained", help="weights: a tag, a file, openai-int8, or auto")
     parser.add_argument("--work-dir", metavar="DIR", help="where result.json goes (default: under work_dirs/)")
-    parser.add_argument("--show-dir", metavar="DIR", help="save image, ground truth and prediction side by side")
+    parser.add_argument("--show-dir", metavar="DIR", help="save image, ground truth, prediction and errors on a sheet")
     add_evaluation(parser)
     add_sharing(parser)
     add_own_data(parser)

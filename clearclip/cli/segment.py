@@ -124,7 +124,7 @@ def segment(arguments: argparse.Namespace) -> None:
 def check(arguments: argparse.Namespace, inputs: Inputs, methods: Sequence[str]) -> None:
     """Raise UserError for what is wrong with options and files: that should not wait for the weights."""
     from clearclip.backbones import choose_device, choose_precision
-    from clearclip.images import read_image
+    from clearclip.images import image_size
     from clearclip.segmenter import check_settings
     from clearclip.spec import Spec
 
@@ -139,7 +139,7 @@ def check(arguments: argparse.Namespace, inputs: Inputs, methods: Sequence[str])
     elif arguments.smooth is not None:
         raise UserError("--smooth averages over the frames of a video, and there is none; leave it out")
     if inputs.pictures[:1] and inputs.pictures[0] in inputs.named:
-        read_image(inputs.pictures[0], arguments.max_pixels)  # not all of them: that would fill the memory
+        image_size(inputs.pictures[0], arguments.max_pixels)
 
 
 def to_embed(segmenter: "Segmenter", vocabulary: "Vocabulary") -> str:

@@ -22,7 +22,7 @@ from clearclip.errors import UserError
 from clearclip.evaluation.datasets import building, check_dataset
 from clearclip.evaluation.evaluators import Evaluators, check_runnable
 from clearclip.evaluation.passes import Benchmark, Pass, Work, evaluate, fingerprint, plan
-from clearclip.evaluation.pictures import Pictures
+from clearclip.evaluation.pictures import Pictures, own_colours
 from clearclip.evaluation.progress import Progress
 from clearclip.evaluation.results import Result, write_result
 from clearclip.evaluation.run import (
@@ -215,7 +215,9 @@ def _prepare(job: Job, one: Pass, backbone: Backbone, shards: Shards) -> tuple[l
 
 def _pictures(folder: Path, work: Work) -> Pictures:
     dataset = work.benchmark.dataset
-    return Pictures(folder, dataset.data_prefix["img_path"], work.benchmark.classes, work.ledger.run.key)
+    colours, ignore_index = own_colours(dataset.metainfo), work.benchmark.evaluators.ignore_index
+    key = work.ledger.run.key
+    return Pictures(folder, dataset.data_prefix["img_path"], work.benchmark.classes, key, colours, ignore_index)
 
 
 def open_benchmark(run: Run, opened: dict[str, Benchmark]) -> Benchmark:

@@ -207,7 +207,7 @@ class FolderDataset(BaseSegDataset):
                 f"in test_evaluator, not {ignore_index}"
             )
         super().__init__(
-            metainfo=dict(classes=self.vocabulary.classes),
+            metainfo=dict(classes=self.vocabulary.classes, palette=self.reader.palette or []),
             data_root=data_root,
             data_prefix=data_prefix or dict(img_path="", seg_map_path=""),
             ignore_index=self.reader.ignored,

@@ -83,6 +83,14 @@ class MaskReader:
         return ignored_label(self.classes)
 
     @property
+    def palette(self) -> list[list[int]] | None:
+        """The first colour of each class, [C][3], where masks are colour-coded and every class has one."""
+        first = {label: code for code, label in reversed((self.colours or {}).items())}
+        if not all(label in first for label in range(self.classes)):
+            return None
+        return [[first[label] >> shift & 255 for shift in (0, 8, 16)] for label in range(self.classes)]
+
+    @property
     def binary(self) -> bool:
         """Whether 255 may stand for the second of two classes."""
         return self.classes == 2 and self.first_label == 0 and 255 not in self.ignore

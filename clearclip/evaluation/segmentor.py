@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from clearclip.decode import tally
 from clearclip.errors import UserError
 from clearclip.evaluation.loading import REMEDY
-from clearclip.evaluation.pictures import Pictures
+from clearclip.evaluation.pictures import Pictures, own_colours
 from clearclip.evaluation.statistics import bootstrap
 from clearclip.segmenter import Segmenter
 from clearclip.text import Queries
@@ -221,7 +221,7 @@ def _label_map(sample: dict) -> str:
 
 @HOOKS.register_module()
 class SaveOverlayHook(Hook):
-    """Saves image, ground truth and prediction side by side as PNG files in `folder`, laid out as the images are.
+    """Saves a sheet of each image, its ground truth, prediction and errors in `folder`, laid out as the images are.
 
     One that cannot be drawn or written costs no evaluation: that is said once.
     """
@@ -235,7 +235,8 @@ class SaveOverlayHook(Hook):
     ) -> None:
         if self.pictures is None:
             dataset = runner.test_dataloader.dataset
-            self.pictures = Pictures(self.folder, dataset.data_prefix["img_path"], dataset.metainfo["classes"])
+            images, names = dataset.data_prefix["img_path"], dataset.metainfo["classes"]
+            self.pictures = Pictures(self.folder, images, names, colours=own_colours(dataset.metainfo))
         for image, sample in zip(data_batch["inputs"], outputs):  # BGR [3, H, W], as it was loaded
             rgb = image.flip(0).permute(1, 2, 0).cpu().numpy()
             truth, labels = (part.data[0].cpu().numpy() for part in (sample.gt_sem_seg, sample.pred_sem_seg))

@@ -76,23 +76,25 @@ def encode_picture(picture: Image.Image, format: str = "PNG", text: Mapping[str,
     return buffer.getvalue()
 
 
-def save_picture(picture: Image.Image, path: str | Path, text: Mapping[str, str] | None = None) -> None:
+def save_picture(
+    picture: Image.Image, path: str | Path, text: Mapping[str, str] | None = None, smallest: bool = False
+) -> None:
     """Write a picture as its suffix says (.png, .jpg, .webp; none is .png), whole or not at all.
 
-    `text` is kept inside a PNG, by keyword. Compression is light: 12 megapixels take well under a second. Raises
-    UserError for a suffix that is no picture's.
+    `text` is kept inside a PNG, by keyword. A PNG is compressed lightly, which for 12 megapixels takes under a
+    second; `smallest` takes the time. Raises UserError for a suffix that is no picture's.
     """
     formats = {"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
     suffix = Path(path).suffix.lower()
     if suffix not in formats:
         raise UserError(f"{path}: pictures are written as .png, .jpg or .webp, not as {suffix}")
     with atomic_write(path) as temporary:
-        picture.save(temporary, format=formats[suffix], **_options(formats[suffix], text))
+        picture.save(temporary, format=formats[suffix], **_options(formats[suffix], text, smallest))
 
 
-def _options(format: str, text: Mapping[str, str] | None) -> dict[str, Any]:
+def _options(format: str, text: Mapping[str, str] | None, smallest: bool = False) -> dict[str, Any]:
     if format == "PNG":
-        return dict(compress_level=1, pnginfo=png_text(text or {}))
+        return dict(compress_level=9 if smallest else 1, pnginfo=png_text(text or {}))
     return dict(quality=90, subsampling=0) if format == "JPEG" else dict(quality=90)
 
 

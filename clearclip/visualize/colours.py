@@ -11,11 +11,11 @@ COLOUR_BLIND = {
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
     "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
 }
-FIRST = (86, 156, 214)  # a soft blue: skies are common
-OPACITY = 0.62  # of colours upon the grey photograph
-MEAN_GREY = 140  # of photographs, where a legend shows a colour as it looks upon them
+FIRST = ((90, 156, 214), (242, 208, 107), (42, 111, 85), (224, 130, 90))  # blue, sand, green, coral
+OPACITY = 0.68  # of colours upon the grey photograph
+MEAN_GREY = 150  # of photographs, where a legend shows a colour as it looks upon them
 COUNT = 512  # different colours; they repeat after these
-LIGHTNESS, CHROMA = (0.42, 0.93), (0.085, 0.17)  # in Oklab: neither grey as photographs are made, nor glaring
+LIGHTNESS, CHROMA = (0.44, 0.93), (0.085, 0.155)  # in Oklab: neither grey as photographs are made, nor glaring
 
 
 def palette(num_classes: int) -> np.ndarray:
@@ -31,7 +31,7 @@ def palette(num_classes: int) -> np.ndarray:
 
 
 def hexadecimal(colour: np.ndarray) -> str:
-    """A colour [3] as it is written in HTML: "#569cd6"."""
+    """A colour [3] as it is written in HTML: "#5a9cd6"."""
     return "#{:02x}{:02x}{:02x}".format(*(int(value) for value in colour))
 
 
@@ -75,21 +75,21 @@ def difference(colours: np.ndarray, colour: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _distinct_colours() -> np.ndarray:
-    """Farthest-point sampling of the soft colours: [512, 3], uint8."""
+    """Four chosen colours, then farthest-point sampling of the soft ones: [512, 3], uint8."""
     levels = np.arange(24, 256, 11, dtype=np.uint8)
     colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
     lightness, a, b = oklab(colours).T
     chroma = np.hypot(a, b)
     soft = (lightness > LIGHTNESS[0]) & (lightness < LIGHTNESS[1]) & (chroma > CHROMA[0]) & (chroma < CHROMA[1])
-    colours = colours[soft]
+    colours = np.concatenate([np.array(FIRST, np.uint8), colours[soft]])
     eyes = [colours, *(simulate(colours, kind) for kind in COLOUR_BLIND)]
     seen = np.stack([oklab(one) for one in eyes])  # [4, N, 3]
-    chosen = [int(np.abs(colours.astype(int) - FIRST).sum(axis=1).argmin())]
     nearest = np.full(len(colours), np.inf)
-    while len(chosen) < COUNT:
+    chosen: list[int] = []
+    for place in range(COUNT):
+        chosen.append(place if place < len(FIRST) else int(nearest.argmax()))
         apart = np.linalg.norm(seen - seen[:, chosen[-1:]], axis=-1).min(axis=0)
         nearest = np.minimum(nearest, apart)
-        chosen.append(int(nearest.argmax()))
     return colours[chosen]
 
 

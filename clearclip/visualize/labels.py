@@ -58,7 +58,7 @@ def save_label_map(
     Raises UserError for a label that is neither a class nor `ignored(len(names))`.
 
         save_label_map(result.labels, "cat_labels.png", result.names, info={"method": "ClearCLIP"})
-        read_legend("cat_labels.png")["classes"][0]  # {"label": 0, "name": "cat", "colour": "#569cd6", …
+        read_legend("cat_labels.png")["classes"][0]  # {"label": 0, "name": "cat", "colour": "#5a9cd6", …
     """
     labels = check_labels(labels, len(names))
     colours = palette(len(names)) if colours is None else np.asarray(colours, np.uint8)

@@ -1,5 +1,6 @@
 """Names on their regions: where there is room for them, and how they stay readable there."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -17,8 +18,10 @@ REPEATED = 0.35  # another region of a class is named too where it has this shar
 
 
 def write_names(picture: Image.Image, labels: np.ndarray, names: Sequence[str], size: int) -> list[str]:
-    """Write the names of classes into a picture where its labels [H, W] have regions with room for them, `size` pixels
-    high; no two overlap. Returns the names that were written, each as often as it was."""
+    """Write the names of classes, `size` pixels high, upon their regions in labels [H, W] where there is room for them.
+
+    No two overlap. Of synonyms the first is written. Returns the names that were written, each as often as it was.
+    """
     draw, written = ImageDraw.Draw(picture), []
     stroke = max(1, round(size / 7))
     shape = shown_shape(labels.shape, SEARCHED_SIDE)
@@ -26,9 +29,9 @@ def write_names(picture: Image.Image, labels: np.ndarray, names: Sequence[str], 
     small = shrink(labels, shape, smooth=False)
     taken = np.zeros(shape, np.uint8)
     for label, region in _regions(small, len(names)):
-        name, font = writable(names[label], label, size)
+        name, font = writable(names[label].partition(",")[0].strip(), label, size)  # of synonyms the first
         left, top, right, bottom = draw.textbbox((0, 0), name, font, anchor="mm", stroke_width=stroke)
-        box = max(1, round((bottom - top) * scale[0])), max(1, round((right - left) * scale[1]))
+        box = math.ceil((bottom - top + size) * scale[0]), math.ceil((right - left + size) * scale[1])
         place = find_place(region, taken, box)
         if place is None:
             continue

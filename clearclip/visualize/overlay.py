@@ -13,7 +13,7 @@ from clearclip.visualize.labels import areas, check_labels, ignored
 from clearclip.visualize.legend import legend_panel
 from clearclip.visualize.names import write_names
 
-GREYS = np.round(40 + 0.8 * np.arange(256)).clip(0, 255).astype(np.uint8)  # of the photograph, flatter than it was
+GREYS = np.round(55 + 0.75 * np.arange(256)).clip(0, 255).astype(np.uint8)  # of the photograph, flatter than it was
 OUTLINE = 0.45  # lightness of an outline to that of its colour
 
 
@@ -94,7 +94,7 @@ def paint(pixels: np.ndarray, labels: np.ndarray, colours: np.ndarray, outlined:
 
 
 def outlines(labels: np.ndarray) -> np.ndarray:
-    """[H, W] bool: a thin line along the borders between labels, two pixels, and more where pictures are large."""
+    """[H, W] bool: a line along the borders between labels, one pixel wide, and more where pictures are large."""
     width = 1 + max(1, round(max(labels.shape) / 1000))
     kernel = np.ones((width, width), np.uint8)
     return cv2.dilate(labels, kernel) != cv2.erode(labels, kernel)
