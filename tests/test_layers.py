@@ -14,7 +14,7 @@ PACKAGE = ROOT / "clearclip"
 ORDER = [  # each module or folder imports only those before it
     "_namesake", "errors", "paths", "tensors", "registry", "state", "offline", "images", "weights", "trunk",
     "backbones", "vision", "vocabulary", "other", "text", "attention", "windows", "view", "masks", "kernels", "decode",
-    "refine", "methods", "spec", "visualize", "coco", "segmentation", "segmenter", "config", "evaluation", "cli",
+    "refine", "methods", "spec", "visualize", "coco", "segmentation", "segmenter", "video", "config", "evaluation", "cli",
     "__main__",
 ]  # fmt: skip
 EXCEPTIONS = {
