@@ -25,7 +25,6 @@ NAMES = (OTHER, "background", "everything else")  # a class so called is other
 SHIPPED = Path(__file__).with_name("other.txt")
 SAME = 0.45  # from this cosine on, without what all names have in common, two names mean the same
 ENOUGH = 20  # words whose mean is what all names have in common
-WEIGHT = 0.96  # of the shipped words
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,11 @@ class OtherWords:
     Attributes:
         words: [W] each once.
         groups: [W] for each word that of its group, such as "animal" for "dog".
-        weight: what their scores are multiplied by: below 1, a name that fits nearly as well has the pixel.
         alike: whether words that mean what a name means take no part, or only those that are written like it.
     """
 
     words: tuple[str, ...]
     groups: tuple[str, ...]
-    weight: float = 1.0
     alike: bool = False
 
     @classmethod
@@ -58,7 +55,7 @@ class OtherWords:
         for line in SHIPPED.read_text(encoding="utf-8").splitlines():
             group, _, words = line.partition("#")[0].partition(":")
             groups |= {word.strip(): group.strip() for word in words.split(",") if word.strip()}
-        return cls(tuple(groups), tuple(groups.values()), WEIGHT, alike=True)
+        return cls(tuple(groups), tuple(groups.values()), alike=True)
 
     def among(self, known: Container[str]) -> "OtherWords":
         """Those that text embeddings have. Raises UserError where there are none; says once that some are missing."""

@@ -323,7 +323,7 @@ class Segmenter:
             mine, against = self.text_embeddings.rows(own), self.text_embeddings.rows(words.words)
         else:
             mine, against = self._embed(own), self._embed(words.words)
-        return torch.cat([mine, words.weight * against[words.kept(names, text, against)]])
+        return torch.cat([mine, against[words.kept(names, text, against)]])
 
     def _embed(self, names: tuple[str, ...]) -> Tensor:
         """[Q, dim]. The last two are kept: images come one by one, and the cache on disk may be one not to write to."""
