@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from PIL import Image
 
 from clearclip.cli.inputs import check_names, find_inputs, left_out
 from clearclip.cli.outputs import kinds, stems
+from clearclip.cli.status import Status
 from clearclip.visualize import read_legend
 from demo import main
 
@@ -245,6 +247,11 @@ def test_progress_is_for_terminals(photo, settings, monkeypatch, capsys):
     said = terminal.getvalue()
     stages = ("starting PyTorch", "loading local-dir:", "embedding 2 names × 80 templates", "segmenting cat.png")
     assert [said.index(stage) for stage in stages] == sorted(said.index(stage) for stage in stages)
+    assert said.endswith("\r\x1b[K")
+    with Status() as status:
+        status.say("waiting")
+        logging.getLogger("clearclip.text").warning("a thing to know")
+    assert terminal.getvalue().endswith("waiting …\r\x1b[Ka thing to know\n")
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     run(photo, "--names", "cat", "grass", "--quiet", *settings)
     assert terminal.getvalue() == ""

@@ -111,9 +111,6 @@ def main() -> None:
             for way, other in ways([i]):
                 regions[way].append(region_iou(truth, i + 1, ~other))
 
-    print(
-        f"{len(dataset)} images of {run.config.benchmark.name}, {arguments.method}, {arguments.pretrained}: mIoU with all"
-    )
     print(f"{len(dataset)} images of {run.config.benchmark.name}, {arguments.method}, {arguments.pretrained}")
     print("mIoU with all names, with those that occur, and mean IoU of a region whose name is given alone")
     for way in dict.fromkeys(way for _, way in confusions):

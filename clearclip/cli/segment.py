@@ -82,11 +82,10 @@ def print_lists() -> None:
         print(f"  {name:12} {', '.join(tags)}")
 
 
-def segment(arguments: argparse.Namespace) -> None:
+def segment(arguments: argparse.Namespace, status: Status) -> None:
     from clearclip.other import class_names
     from clearclip.vocabulary import Vocabulary, load_vocabulary
 
-    status = Status(arguments.quiet)
     status.say("starting PyTorch")
     if note := check_names(arguments.names or []):
         status.note(note)
@@ -116,7 +115,6 @@ def segment(arguments: argparse.Namespace) -> None:
         from clearclip.cli.films import segment_films
 
         segment_films(arguments, inputs.films, vocabulary, main, status)
-    status.clear()
     if failed:
         raise SystemExit(2)
 
@@ -257,4 +255,5 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     if arguments.list:
         print_lists()
     else:
-        segment(arguments)
+        with Status(arguments.quiet) as status:
+            segment(arguments, status)
