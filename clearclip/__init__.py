@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from clearclip.config import load_segmenter
     from clearclip.errors import UserError
     from clearclip.methods import list_methods
-    from clearclip.segmenter import Segmentation, Segmenter
+    from clearclip.segmentation import Segmentation
+    from clearclip.segmenter import Segmenter
     from clearclip.spec import Spec
     from clearclip.text import TextEmbeddings
     from clearclip.vocabulary import Vocabulary
@@ -28,7 +29,7 @@ __all__ = [
     "load_segmenter",
 ]
 _MODULES = {
-    "Segmentation": "segmenter",
+    "Segmentation": "segmentation",
     "Segmenter": "segmenter",
     "Spec": "spec",
     "TextEmbeddings": "text",

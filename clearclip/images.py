@@ -39,6 +39,7 @@ SUFFIXES = (
     *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"),
     *(".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 
 CONVERT = "convert it to JPEG or PNG"
@@ -104,9 +105,10 @@ def read_stored(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> np.nda
     return _read_file(path, max_pixels, upright=False)
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path, max_pixels: int | None = None) -> tuple[int, int]:
     """Height and width of what `read_image` would give, from the file's header alone. Raises UserError as it does."""
     with _opened(path) as image:
+        _check_pixels(str(path), image.size, max_pixels)
         width, height = image.size
         if image.format == "TIFF":  # newer versions of Pillow turn this size as they will turn the pixels
             width, height = (_tiff_tag(image, tag) for tag in TIFF_SIZE)

@@ -3,25 +3,27 @@
 import functools
 import math
 import os
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from clearclip import windows
 from clearclip.backbones import Backbone, choose_device, choose_precision, load_backbone
 from clearclip.decode import Decoded, LabelDecoder
 from clearclip.errors import UserError
-from clearclip.images import MAX_PIXELS, read_image, resize_patches, resize_short, resized_shape
+from clearclip.images import MAX_PIXELS, image_size, read_image, resize_patches, resize_short, resized_shape
 from clearclip.methods import Method, check_features, check_scores, similarity
+from clearclip.other import OtherWords, read_other, set_apart
 from clearclip.refine import Refinement
+from clearclip.segmentation import Segmentation, Similarities, version
 from clearclip.spec import Spec
 from clearclip.text import Queries, TextEmbeddings, embed_names
 from clearclip.trunk import Trunk
@@ -31,21 +33,7 @@ from clearclip.windows import Maps, Stitcher
 
 RESIZERS = ("cv2", "device", "pil")
 WINDOW_BATCH = {"cuda": 64, "mps": 8, "cpu": 4}
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """One image's result, in NumPy arrays.
-
-    `labels` [H, W] index `names`: uint8 where that fits (up to 256 names), else int16. CLIPer, which may give a
-    pixel no class, labels it 255; with more than 255 names, 65535 and all labels in int32. `scores` [C, H, W] are
-    probabilities, `features` [h, w, dim] unit patch features; both are None unless asked for.
-    """
-
-    labels: np.ndarray
-    names: tuple[str, ...]
-    scores: np.ndarray | None = None
-    features: np.ndarray | None = None
+AUTO = "auto"
 
 
 class Segmenter:
@@ -53,6 +41,8 @@ class Segmenter:
 
         segmenter = Segmenter(method="ClearCLIP", backbone="ViT-B-16", pretrained="openai")
         labels = segmenter("cat.jpg", ["cat", "grass, lawn"]).labels  # [H, W], 0 is cat
+
+    `Segmenter("auto")` works on any machine: it is the default with the weights that are at hand.
 
     Args:
         method: as `Spec.parse` reads it, such as "ClearCLIP:attention=kk" or "NACLIP+PAMR", whose refinement PAMR holds
@@ -74,6 +64,8 @@ class Segmenter:
         text_names: which row of `text_embeddings` a name takes that is written otherwise there: {name: row's name}, or
             a JSON file of it.
         refinements: what follows those that `method` names.
+        other: True gives a class "other", the first, to what none of the names describes; or a list of words of one's
+            own for what else there is. See `clearclip.other`. Pixels below the threshold are other, too.
 
     Raises:
         UserError: for unknown names, settings that cannot be, weights that cannot be found and damaged files.
@@ -83,7 +75,7 @@ class Segmenter:
         self,
         method: str | Spec | Method = "ClearCLIP",
         backbone: str | Backbone = "ViT-B-16",
-        pretrained: str = "openai",
+        pretrained: str | None = None,
         *,
         templates: str | Sequence[str] = "imagenet80",
         text_embeddings: str | Path | TextEmbeddings | None = None,
@@ -102,11 +94,16 @@ class Segmenter:
         temperature: float | None = None,
         refinements: Sequence[Refinement] = (),
         text_names: Mapping[str, str] | str | Path | None = None,
+        other: bool | Sequence[str] | OtherWords | None = None,
     ):
+        if pretrained is None:
+            pretrained = AUTO if method == AUTO else "openai"
+        method = "ClearCLIP" if method == AUTO else method
         scale = {"logit_scale": logit_scale} if temperature is None else {"temperature": temperature}
         settings = dict(short_side=short_side, crop=crop, stride=stride, window_batch=window_batch, resize=resize)
         thresholds = dict(threshold=threshold, area_threshold=area_threshold)
         check_settings(settings | scale | thresholds | dict(two_steps=two_steps))
+        self.other = read_other(other)
         if isinstance(method, str):
             method = Spec.parse(method)  # what is wrong should not wait for the weights
         if not isinstance(method, Spec | Method):
@@ -118,10 +115,11 @@ class Segmenter:
         else:
             backbone = load_backbone(backbone, pretrained, device, precision, compile)
         self.backbone = backbone
+        self.spec = str(method) if isinstance(method, Spec) else type(method).__name__
         self.method: Method
         self.refinements: list[Refinement]
         self.method, own = (method, []) if isinstance(method, Method) else method.create(backbone)
-        self.refinements = [*own, *refinements]
+        self.given, self.refinements = tuple(refinements), [*own, *refinements]
         self.of_features = tuple(refinement for refinement in self.refinements if refinement.sees_features)
         if self.of_features and not scores_features(self.method):
             raise UserError(
@@ -135,7 +133,7 @@ class Segmenter:
         if text_embeddings is not None:
             text_embeddings.check(backbone)
         self.text_embeddings, self.text_names = text_embeddings, text_names
-        self._embedded: TextEmbeddings | None = None
+        self._embedded: dict[tuple[str, ...], TextEmbeddings] = {}
         self.resizer, self.short_side, self.crop, self.stride = resize, short_side, crop, stride
         self.two_steps = two_steps
         self.logit_scale = logit_scale if temperature is None else temperature
@@ -151,12 +149,20 @@ class Segmenter:
         *,
         scores: bool = ...,
         features: bool = ...,
+        other: bool | Sequence[str] | OtherWords | None = ...,
         max_pixels: int | None = ...,
     ) -> list[Segmentation]: ...
 
     @overload
     def __call__(
-        self, images: Any, names: Any, *, scores: bool = ..., features: bool = ..., max_pixels: int | None = ...
+        self,
+        images: Any,
+        names: Any,
+        *,
+        scores: bool = ...,
+        features: bool = ...,
+        other: bool | Sequence[str] | OtherWords | None = ...,
+        max_pixels: int | None = ...,
     ) -> Segmentation: ...
 
     def __call__(
@@ -166,59 +172,168 @@ class Segmenter:
         *,
         scores: bool = False,
         features: bool = False,
+        other: bool | Sequence[str] | OtherWords | None = None,
         max_pixels: int | None = MAX_PIXELS,
     ) -> Any:
-        """Segment one image, or a list of images of any sizes, into classes.
+        """Segment one image, or a list of images of any sizes, into classes. A list shows its progress on a terminal.
+
+            result = segmenter("cat.jpg", ["cat"], other=True, scores=True)
+            result.areas  # {"other": 0.69, "cat": 0.31}
+            result.heat("cat").save("where.png")
 
         Args:
             images: a path, a PIL image, an RGB array [H, W, 3] or a tensor [3, H, W] (uint8, or float in 0..1), or a
                 list of them.
             names: a list of class names, synonyms separated by commas, or a `Vocabulary`.
-            scores: give class probabilities too.
+            scores: give class probabilities and similarities too.
             features: give patch features too.
+            other: as that of the segmenter, which it takes the place of.
             max_pixels: a picture of more is refused before it is decoded; None takes any.
 
         Returns:
             A `Segmentation` at the image's own size, or a list of them.
         """
         several = isinstance(images, list | tuple)
-        arrays = [read_image(image, max_pixels) for image in (images if several else [images])]
-        queries = self.queries(names if isinstance(names, Vocabulary) else Vocabulary.of(names))
-        views = [
-            self.view(torch.from_numpy(array).permute(2, 0, 1), name=_file_name(image))
-            for array, image in zip(arrays, images if several else [images])
-        ]
-        seen = self.look(views, queries, features)
-        decoder, results = self.decoder(queries), []
-        for view, dense in zip(views, seen):
-            check_finite(self.method, bool(dense.finite))
-            decoded = self.decode(view, dense, queries, decoder)
-            results.append(
-                Segmentation(
-                    decoded.labels.cpu().numpy(),
-                    queries.names,
-                    decoded.probabilities.cpu().numpy() if scores else None,
-                    None if dense.features is None else dense.features.cpu().numpy(),
-                )
-            )
-        return results if several else results[0]
+        images = images if several else [images]
+        for image in images if len(images) > 1 else ():
+            if isinstance(image, str | os.PathLike):
+                image_size(os.fspath(image), max_pixels)  # what is missing should not cost what comes before it
+        results = self.stream(images, names, scores=scores, features=features, other=other, max_pixels=max_pixels)
+        if not several:
+            return next(results)
+        return list(tqdm(results, "segmenting", len(images), leave=False, unit=" images", delay=1, disable=None))
 
-    def queries(self, vocabulary: Vocabulary) -> Queries:
-        """Embed a vocabulary's names, or pick them from the text embeddings that were given."""
-        words = self.method.words
+    def stream(
+        self,
+        images: Iterable[Any],
+        names: Any,
+        *,
+        scores: bool = False,
+        features: bool = False,
+        other: bool | Sequence[str] | OtherWords | None = None,
+        max_pixels: int | None = MAX_PIXELS,
+    ) -> Iterator[Segmentation]:
+        """Segment images one after the other, never holding more than fit into a batch of windows.
+
+            for path, result in zip(paths, segmenter.stream(paths, ["cat", "grass"])):
+                result.save("results")
+
+        Arguments as those of a call.
+        """
+        vocabulary = names if isinstance(names, Vocabulary) else Vocabulary.of(names)
+        queries = decoder = None
+        for batch in self._batches(images, max_pixels):
+            if queries is None or decoder is None:
+                queries = self.queries(vocabulary, other)
+                decoder = self.decoder(queries)
+            seen = self.look([view for _, view in batch], queries, features)
+            for (image, view), dense in zip(batch, seen):
+                yield self.result(view, dense, queries, decoder, scores, image)
+
+    def _batches(self, images: Iterable[Any], max_pixels: int | None) -> Iterator[list[tuple[Any, View]]]:
+        """Images with their views, as many together as fill a batch of windows."""
+        batch: list[tuple[Any, View]] = []
+        for image in images:
+            pixels = torch.from_numpy(read_image(image, max_pixels)).permute(2, 0, 1)
+            batch.append((image, self.view(pixels, name=_file_name(image))))
+            if sum(len(view.plan) for _, view in batch) >= self.window_batch:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def result(
+        self, view: View, dense: "Dense", queries: Queries, decoder: LabelDecoder, scores: bool, source: Any = None
+    ) -> Segmentation:
+        """What is handed to the user for one image. Raises UserError where scores are not finite."""
+        check_finite(self.method, bool(dense.finite))
+        maps = self.maps(view, dense, queries)
+        decoded = self.decoded(view, maps, decoder)
+        kept = probabilities = None
+        if scores:
+            on_cpu = Maps(maps.scores.float().cpu(), maps.rows.cpu(), maps.columns.cpu(), maps.taps)
+            kept = Similarities(on_cpu, queries.query_class)
+            alone = len(queries.names) == 1  # its probability is 1 everywhere
+            probabilities = kept.of(0)[None] if alone else decoded.probabilities.cpu().numpy()
+        return Segmentation(
+            decoded.labels.cpu().numpy(),
+            queries.names,
+            probabilities,
+            None if dense.features is None else dense.features.cpu().numpy(),
+            kept,
+            source,
+            self.about,
+            queries.everything_else,
+        )
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What makes its results, in words and numbers."""
+        text = "text student" if self.backbone.text_stand_in else self.templates
         if self.text_embeddings is not None:
-            text, query_class = self.text_embeddings.select(vocabulary, self.text_names)
-            if words:
-                text = torch.cat([text, self.text_embeddings.rows(words)])
-        else:
-            # The last names are kept: images come one by one, and the cache on disk may be one not to write to.
-            names = (*vocabulary.queries, *words)
-            if self._embedded is None or self._embedded.names != names:
-                self._embedded = embed_names(self.backbone, names, self.templates)
-            text, query_class = self._embedded.embeddings, vocabulary.query_class
+            text = self.text_embeddings.note or "text embeddings"
+        return dict(
+            method="+".join([self.spec, *(type(one).__name__ for one in self.given)]),
+            backbone=self.backbone.name,
+            weights=self.backbone.tag,
+            text=text if isinstance(text, str) else list(text),
+            short_side=self.short_side,
+            threshold=self.threshold,
+            precision=str(self.backbone.dtype).removeprefix("torch."),
+            version=version(),
+        )
+
+    def queries(self, vocabulary: Vocabulary, other: bool | Sequence[str] | OtherWords | None = None) -> Queries:
+        """Embed a vocabulary's names, or pick them from the text embeddings that were given.
+
+        With `other`, by default the segmenter's own, class 0 is what none of the names describes, and its name comes
+        first: "other", or what a class of the vocabulary is called that means it, such as "background".
+        """
+        words = self.other if other is None else read_other(other)
+        if words is None:
+            text, query_class = self._text(vocabulary, self.method.words)
+            return self._queries(text, query_class, vocabulary.classes)
+        called, own, rest = set_apart(vocabulary)
+        text, query_class = self._text(rest, self.method.words)
+        against = self._other_text(own, words, rest.queries, text[: len(query_class)])
+        text = torch.cat([against, text])
+        query_class = (*[0] * len(against), *(index + 1 for index in query_class))
+        return self._queries(text, query_class, (called, *rest.classes), everything_else=True)
+
+    def _queries(
+        self, text: Tensor, query_class: tuple[int, ...], names: tuple[str, ...], everything_else: bool = False
+    ) -> Queries:
+        """Of text [Q + W, dim], that of the method's words after that of the queries."""
         text = text.to(self.device)
         prepared = self.method.prepare(text, query_class, self.logit_scale)
-        return Queries(text[: len(query_class)], query_class, vocabulary.classes, prepared)
+        return Queries(text[: len(query_class)], query_class, names, prepared, everything_else)
+
+    def _text(self, vocabulary: Vocabulary, words: Sequence[str]) -> tuple[Tensor, tuple[int, ...]]:
+        """The text [Q + W, dim] of a vocabulary's names, W words after them, and the class of each of the Q."""
+        if self.text_embeddings is not None:
+            text, query_class = self.text_embeddings.select(vocabulary, self.text_names)
+            return (torch.cat([text, self.text_embeddings.rows(words)]) if words else text), query_class
+        return self._embed((*vocabulary.queries, *words)), vocabulary.query_class
+
+    def _other_text(self, own: tuple[str, ...], words: OtherWords, names: Sequence[str], text: Tensor) -> Tensor:
+        """The text [W, dim] of what else there is: `own` words of that class, and those that mean none of `names`."""
+        if self.text_embeddings is not None:
+            words = words.among(self.text_embeddings)
+            own = tuple(name for name in own if name in self.text_embeddings)
+            mine, against = self.text_embeddings.rows(own), self.text_embeddings.rows(words.words)
+        else:
+            mine, against = self._embed(own), self._embed(words.words)
+        return torch.cat([mine, against[words.kept(names, text, against)]])
+
+    def _embed(self, names: tuple[str, ...]) -> Tensor:
+        """[Q, dim]. The last two are kept: images come one by one, and the cache on disk may be one not to write to."""
+        if not names:
+            return torch.empty(0, self.backbone.dim)
+        if names not in self._embedded:
+            while len(self._embedded) > 2:
+                self._embedded.pop(next(iter(self._embedded)))
+            self._embedded[names] = embed_names(self.backbone, names, self.templates)
+        return self._embedded[names].embeddings
 
     def decoder(self, queries: Queries) -> LabelDecoder:
         """What turns maps into labels for these queries, as the method wants it."""
@@ -292,7 +407,11 @@ class Segmenter:
     @torch.inference_mode()
     def decode(self, view: View, dense: "Dense", queries: Queries, decoder: LabelDecoder) -> Decoded:
         """What the decoder makes of a view, refined."""
-        maps = self.maps(view, dense, queries)
+        return self.decoded(view, self.maps(view, dense, queries), decoder)
+
+    @torch.inference_mode()
+    def decoded(self, view: View, maps: Maps, decoder: LabelDecoder) -> Decoded:
+        """What the decoder makes of the maps of a view, refined."""
         decoded = Decoded(decoder.labels(maps), decoder.num_classes, functools.partial(decoder.probabilities, maps))
         for refinement in self.refinements:
             decoded = refinement.labels(view, decoded)

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 4096  # of trimmed prompts in one pass of the text tower
 PROVENANCE = ("model", "note", "backbone")
+DOUBT = "; not to be trusted with "
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class Queries:
         query_class: the class index of each row.
         names: of the classes.
         prepared: the text as the method's `scores` takes it; by default `text`.
+        everything_else: whether class 0 is what none of the names describes, see `clearclip.other`.
     """
 
     text: Tensor
     query_class: tuple[int, ...]
     names: tuple[str, ...]
     prepared: Tensor | None = None
+    everything_else: bool = False
 
     @property
     def for_scores(self) -> Tensor:
@@ -105,6 +108,14 @@ class TextEmbeddings:
                 f"{path} does not hold text embeddings ({type(error).__name__}); it must be a .safetensors file with "
                 "a finite tensor `embeddings` [Q, dim] and the metadata `names`, a JSON list of Q names"
             ) from error
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a row for a name. Case, spaces, hyphens and underscores do not count."""
+        return isinstance(name, str) and plain(name) in self._known
+
+    @functools.cached_property
+    def _known(self) -> set[str]:
+        return {plain(name) for name in self.names}
 
     def check(self, backbone: Backbone) -> None:
         """Raise UserError where the rows cannot be compared with a backbone's features; warn where another made them.
@@ -225,7 +236,7 @@ def embed_names(
     known = _load_cached(path, unique, backbone.dim) if cache else None
     if known is None:
         if student:
-            rows, note = student(list(unique)), "text student, which stands for an ensemble of templates"
+            rows, note = student(list(unique)), _student_note(student, unique)
         else:
             rows, note = _embed(backbone, unique, templates), f"mean of {len(templates)} templates"
         known = TextEmbeddings(unique, rows, f"{backbone.name} {backbone.tag}", note, _identity(backbone))
@@ -235,6 +246,10 @@ def embed_names(
                 known = TextEmbeddings.load(path)  # normalised once more: the first run gives what later ones will
             except OSError as error:
                 _warn_not_kept(path.parent, error.strerror)
+    if student:
+        _say_stand_in()
+        if DOUBT in known.note:
+            _warn_once(known.note.partition(DOUBT)[2])
     row = {name: index for index, name in enumerate(unique)}
     rows = known.embeddings[[row[name] for name in names]]
     return TextEmbeddings(tuple(names), rows, known.model, known.note, _identity(backbone))
@@ -243,6 +258,26 @@ def embed_names(
 @functools.cache  # to say it once is enough
 def _warn_not_kept(folder: Path, reason: str) -> None:
     log.warning("text embeddings are not kept in %s: %s; set CLEARCLIP_CACHE to a folder to write to", folder, reason)
+
+
+def _student_note(student: "TextStudent", names: Sequence[str]) -> str:
+    """Where rows of the student come from; which names it cannot be trusted with is kept with them."""
+    doubts = student.doubts(names)
+    shown = "; ".join(doubts[:8]) + f"; {len(doubts)} in all" * (len(doubts) > 8)
+    return "text student, which stands for an ensemble of templates" + (f"{DOUBT}{shown}" if doubts else "")
+
+
+@functools.cache
+def _say_stand_in() -> None:
+    log.warning(
+        "text: a small text student stands in for CLIP's text tower, which openai-int8 does not have; it reads plain "
+        "English names well, attributes hardly and sentences not at all"
+    )
+
+
+@functools.cache
+def _warn_once(names: str) -> None:
+    log.warning("text: do not trust what the text student makes of %s", names)
 
 
 def _student() -> "TextStudent":

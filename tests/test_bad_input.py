@@ -33,7 +33,6 @@ from clearclip.errors import UserError
 from clearclip.evaluation.results.record import read_result
 from clearclip.evaluation.run import check_classes, default_work_dir, load_config
 from clearclip.offline.embedded import SENTENCES, _kept, fetch
-from clearclip.offline.student import TextStudent
 from clearclip.text import TextEmbeddings
 from clearclip.vocabulary import Vocabulary
 
@@ -254,13 +253,3 @@ def test_a_mapping_gives_names_their_rows(tmp_path):
     (tmp_path / "names.json").write_text("[1]")
     with pytest.raises(UserError, match="text_names must map names to names of rows"):
         known.select(names, tmp_path / "names.json")
-
-
-def test_names_in_another_script_are_said_once(caplog):
-    student = TextStudent()
-    student.encoder = lambda sentences: torch.nn.functional.normalize(torch.ones(len(sentences), 384))
-    for _ in range(2):
-        student(["\u732b", "K\u00e4se", "cat"])
-    assert [record.getMessage() for record in caplog.records] == [
-        "the text student reads English alone and makes little of \u732b: give English names"
-    ]

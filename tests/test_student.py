@@ -297,3 +297,32 @@ def test_distil_from_a_text_tower(distil, world, encoder_dir, tmp_path, monkeypa
     Tower.text_stand_in = True
     with pytest.raises(SystemExit):
         distil.main(["--words", str(tmp_path / "words.txt"), "--output", str(output)])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("cat", ""),
+        ("a red car", ""),
+        ("left wing", ""),  # the word alone is no relation
+        ("dog left of a cat", "a relation"),
+        ("man holding an umbrella", "a relation"),
+        ("my small old white house", "a sentence"),
+        ("猫", "not English"),
+        ("Käse", ""),
+    ],
+)
+def test_names_that_cannot_be_read_are_known_by_their_words(name, reason):
+    assert student.reason_to_doubt(name) == reason
+
+
+def test_what_is_unlike_all_known_names_is_doubted(head, world, encoder_dir, tmp_path, monkeypatch):
+    head.save(tmp_path / "head.safetensors")
+    one = TextStudent(tmp_path / "head.safetensors", encoder_dir)
+    known = head.names[0]
+    assert one.doubts([known, "cat on a mat"]) == ["cat on a mat (a relation)"]
+    monkeypatch.setattr(student, "FAMILIAR", 1.1)
+    assert one.doubts([known, known + "zzz"]) == [f"{known}zzz (unlike all names that it knows)"]
+    monkeypatch.setattr(student, "FAMILIAR", -1.1)
+    assert one.doubts([known + "zzz"]) == []
+    assert one.doubts([]) == []

@@ -1,5 +1,6 @@
 """Prompt ensembles, their cache, and embeddings from a file."""
 
+import dataclasses
 import json
 import warnings
 from types import SimpleNamespace
@@ -275,3 +276,27 @@ def test_select_names_what_is_missing():
     many = [f"thing {index}" for index in range(20)]
     with pytest.raises(UserError, match="thing 7 …; "):
         ROWS.select(Vocabulary.of(many))
+
+
+def test_what_stands_in_for_the_text_tower_is_said_once(tiny_backbone, caplog, monkeypatch):
+    class Student:
+        content_hash = "x"
+
+        def __call__(self, names):
+            return torch.nn.functional.normalize(torch.ones(len(names), tiny_backbone.dim), dim=1)
+
+        def doubts(self, names):
+            return ["cat on a mat (a relation)"] if "cat on a mat" in names else []
+
+    stand_in = dataclasses.replace(tiny_backbone.checkpoint, text_stand_in=True)
+    monkeypatch.setattr(tiny_backbone, "checkpoint", stand_in)
+    monkeypatch.setattr(text, "_student", Student)
+    text._say_stand_in.cache_clear()
+    text._warn_once.cache_clear()
+    for _ in range(2):  # computed, and of the cache
+        embed_names(tiny_backbone, ["cat"])
+        embed_names(tiny_backbone, ["cat on a mat", "dog"])
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "stands in for CLIP's text tower" in said[0]
+    assert said[1] == "text: do not trust what the text student makes of cat on a mat (a relation)"

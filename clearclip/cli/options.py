@@ -10,7 +10,7 @@ def add_modules(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_device(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup, default: str | None = None) -> None:
     parser.add_argument("--device", default=default, help="auto, cpu, cuda, mps")
     parser.add_argument("--precision", default=default, help="auto, fp32, fp16, bf16")
 
@@ -19,6 +19,9 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     """The options of every evaluation."""
     parser.add_argument("--text-embeddings", metavar="FILE", help="saved text embeddings; {dataset} is filled in")
     parser.add_argument("--limit", type=positive, metavar="N", help="the first N images alone, marked as a part")
+    parser.add_argument(
+        "--other", action="store_true", default=None, help="words for everything else take part in class 0, background"
+    )
     add_device(parser)
     parser.add_argument("--results", metavar="FILE", default="results.xlsx", help="spreadsheet to append to")
     parser.add_argument(
@@ -37,5 +40,5 @@ def positive(text: str) -> int:
 
 def model_settings(arguments: argparse.Namespace) -> dict:
     """The settings of a config's model that options of `add_evaluation` give; None where they do not."""
-    keys = ("text_embeddings", "device", "precision")
+    keys = ("text_embeddings", "device", "precision", "other")
     return {key: getattr(arguments, key) for key in keys}

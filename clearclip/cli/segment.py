@@ -1,20 +1,22 @@
-"""Segment pictures: `clearclip segment photo.jpg --names cat "grass, lawn" sky`."""
+"""Segment pictures and videos: `clearclip segment photo.jpg --names cat "grass, lawn" sky`."""
 
 import argparse
-import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clearclip.cli.inputs import Inputs, check_names, find_inputs, left_out, lonely
 from clearclip.cli.options import add_device, add_modules, positive
+from clearclip.cli.outputs import Outputs, in_words, kinds, stems
+from clearclip.cli.status import Status
 from clearclip.config import sanity_folder
 from clearclip.errors import UserError, program
-from clearclip.paths import atomic_write, check_writable
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from clearclip.segmenter import Segmentation, Segmenter
+    from clearclip.segmentation import Segmentation
+    from clearclip.segmenter import Segmenter
+    from clearclip.vocabulary import Vocabulary
 
 MAX_PIXELS = 200_000_000  # as `clearclip.images` has it, which takes NumPy to import
 SAMPLE = "images/horses.jpg"  # of the sanity set
@@ -22,28 +24,47 @@ SAMPLE_NAMES = ["sky", "horse", "grass, meadow", "tree, forest"]
 
 
 def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog, description="Segment pictures into anything that you can name.")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures or folders of them (default: a sample)")
+    parser = argparse.ArgumentParser(prog, description="Segment pictures and videos into anything that you can name.")
     parser.add_argument(
-        "--names",
-        nargs="+",
-        metavar="NAME",
-        help='what to look for, and what else is there: every pixel takes a name; synonyms as "grass, lawn"',
+        "images", nargs="*", metavar="IMAGE",
+        help="pictures, folders, globs, videos, or the number of a camera (default: a sample)",
+    )  # fmt: skip
+    parser.add_argument("--recursive", action="store_true", help="read folders with all folders in them")
+    names = parser.add_argument_group("what to look for")
+    names.add_argument("--names", nargs="+", metavar="NAME", help='one class each; synonyms as "grass, lawn"')
+    names.add_argument("--classes", metavar="FILE", help="the same from a file, one class a line")
+    names.add_argument(
+        "--other",
+        action="store_true",
+        help="what none of the names describes becomes `other`; else every pixel takes a name",
     )
-    parser.add_argument("--classes", metavar="FILE", help="the same from a file, one class a line")
-    parser.add_argument("--method", default="ClearCLIP", help="see --list; options as in ClearCLIP:attention=kk")
-    parser.add_argument("--compare", nargs="+", default=[], metavar="METHOD", help="other methods, side by side")
-    parser.add_argument("--backbone", default="ViT-B-16", help="OpenCLIP architecture, or arch:tag")
-    parser.add_argument("--pretrained", default="auto", help="weights: a tag, a file, openai-int8, or auto")
-    parser.add_argument("--text-embeddings", metavar="FILE", help="saved text embeddings in place of a text tower")
-    parser.add_argument("--threshold", type=float, default=0.0, help="below this probability: the first class")
-    parser.add_argument("--short-side", type=int, default=448, help="pixels; larger finds smaller things, slower")
-    add_device(parser, default="auto")
-    parser.add_argument(
+    names.add_argument(
+        "--threshold", type=float, default=0.0, metavar="P", help="below this probability, too, a pixel is `other`"
+    )
+    model = parser.add_argument_group("how")
+    model.add_argument("--method", default="ClearCLIP", help="see --list; options as in ClearCLIP:attention=kk")
+    model.add_argument("--compare", nargs="+", default=[], metavar="METHOD", help="other methods, side by side")
+    model.add_argument("--backbone", default="ViT-B-16", help="OpenCLIP architecture, or arch:tag")
+    model.add_argument("--pretrained", default="auto", help="weights: a tag, a file, openai-int8, or auto")
+    model.add_argument("--text-embeddings", metavar="FILE", help="saved text embeddings in place of a text tower")
+    model.add_argument("--short-side", type=int, default=448, help="pixels; larger finds smaller things, slower")
+    add_device(model, default="auto")
+    model.add_argument(
         "--max-pixels", type=positive, default=MAX_PIXELS, metavar="N",
         help="pictures of more pixels are refused before they fill the memory (default: 200 million)",
     )  # fmt: skip
-    parser.add_argument("--output", default="demo_output", metavar="DIR", help="where overlays and label maps go")
+    out = parser.add_argument_group("what comes of it")
+    out.add_argument("--output", default="demo_output", metavar="DIR", help="where all files go (default: demo_output)")
+    out.add_argument(
+        "--save", nargs="+", default=["overlay,labels"], metavar="KIND",
+        help="any of labels,overlay,scores,heat,features,coco,json (default: overlay,labels)",
+    )  # fmt: skip
+    out.add_argument("--arrays", default="safetensors", help="scores and features as safetensors or npy")
+    out.add_argument(
+        "--smooth", type=float, metavar="S", help="of a video: the share of the frames before, such as 0.8"
+    )
+    out.add_argument("--frames", type=positive, metavar="N", help="of a video or camera: the first N frames alone")
+    out.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--list", action="store_true", help="list methods and backbones, and end")
     add_modules(parser)
     return parser.parse_args(argv)
@@ -61,82 +82,136 @@ def print_lists() -> None:
         print(f"  {name:12} {', '.join(tags)}")
 
 
-def output_paths(images: list[Path], folder: Path) -> list[tuple[Path, Path]]:
-    """Where each picture's overlay and label map go; pictures of one name get a number.
-
-    Raises UserError for one that cannot be written, that is itself a picture to read, or that two pictures share.
-    """
-    stems = [image.stem for image in images]
-    folded = [stem.casefold() for stem in stems]  # some file systems take A and a for the same
-    targets = []
-    for number, stem in enumerate(stems, 1):
-        name = stem if folded.count(stem.casefold()) == 1 else f"{number}-{stem}"
-        targets.append((folder / f"{name}_overlay.png", folder / f"{name}_labels.png"))
-    inputs, seen = {image.resolve() for image in images}, set()
-    for target in (path for pair in targets for path in pair):
-        if target.resolve() in inputs:
-            raise UserError(f"{target} would be written over one of the pictures; give another --output")
-        if target in seen:
-            raise UserError(f"{target} would be written for two pictures; rename one of them")
-        seen.add(target)
-        check_writable(target)
-    return targets
-
-
-def segment(arguments: argparse.Namespace) -> None:
+def segment(arguments: argparse.Namespace, status: Status) -> None:
+    from clearclip.other import class_names
     from clearclip.vocabulary import Vocabulary, load_vocabulary
 
+    status.say("starting PyTorch")
+    if note := check_names(arguments.names or []):
+        status.note(note)
     if arguments.classes:
         vocabulary = load_vocabulary(arguments.classes)
     else:
         vocabulary = Vocabulary.of(arguments.names or SAMPLE_NAMES)
-    if len(vocabulary) == 1:
-        print("one name takes every pixel: name what else is in the picture, too", file=sys.stderr)
-    paths = pictures(arguments.images)
-    targets = output_paths(paths, Path(arguments.output))
+    other = arguments.other or arguments.threshold > 0
+    if note := lonely(vocabulary, other):
+        status.note(note)
+    inputs = find_inputs(arguments.images or [str(sanity_folder() / SAMPLE)], arguments.recursive)
+    if note := left_out(inputs.skipped):
+        status.note(note)
     compare = arguments.compare or ([] if arguments.images else ["CLIP"])
     methods = list(dict.fromkeys([*compare, arguments.method]))
+    outputs = Outputs(Path(arguments.output), kinds(arguments.save), arguments.arrays)
+    outputs.check(inputs.pictures, class_names(vocabulary, other), other)
+    check(arguments, inputs, methods)
 
+    status.say(f"loading {arguments.backbone} ({arguments.pretrained})")
+    segmenters = load_segmenters(methods, arguments, other)
+    main = segmenters[arguments.method]
+    status.say(f"embedding {to_embed(main, vocabulary)}")
+    main.queries(vocabulary)
+    failed = bool(inputs.pictures) and segment_pictures(arguments, inputs, vocabulary, segmenters, outputs, status)
+    if inputs.films:
+        from clearclip.cli.films import segment_films
+
+        segment_films(arguments, inputs.films, vocabulary, main, status)
+    if failed:
+        raise SystemExit(2)
+
+
+def check(arguments: argparse.Namespace, inputs: Inputs, methods: Sequence[str]) -> None:
+    """Raise UserError for what is wrong with options and files: that should not wait for the weights."""
     from clearclip.backbones import choose_device, choose_precision
-    from clearclip.images import read_image
+    from clearclip.images import image_size
     from clearclip.segmenter import check_settings
     from clearclip.spec import Spec
 
-    # What is wrong should not wait for the weights.
     check_settings({"short_side": arguments.short_side, "threshold": arguments.threshold})
     choose_precision(arguments.precision, choose_device(arguments.device))
     for method in methods:
         Spec.parse(method)
-    read_image(paths[0], arguments.max_pixels)  # not all of them: that would fill the memory
+    if inputs.films:
+        from clearclip.cli.films import check_films
 
-    segmenters = load_segmenters(methods, arguments)
-    failed = False
-    for path, target in zip(paths, targets):
-        try:
-            image = read_image(path, arguments.max_pixels)
+        check_films(arguments, inputs.films)
+    elif arguments.smooth is not None:
+        raise UserError("--smooth averages over the frames of a video, and there is none; leave it out")
+    if inputs.pictures[:1] and inputs.pictures[0] in inputs.named:
+        image_size(inputs.pictures[0], arguments.max_pixels)
+
+
+def to_embed(segmenter: "Segmenter", vocabulary: "Vocabulary") -> str:
+    """What text is to be embedded, in words: "20 names × 80 templates"."""
+    names = f"{len(vocabulary.queries)} names"
+    if segmenter.other:
+        names += f" and {len(segmenter.other.words)} words for other"
+    if segmenter.text_embeddings is not None:
+        return f"{names}, of a file"
+    if segmenter.backbone.text_stand_in:
+        return f"{names} by the text student"
+    from clearclip.vocabulary import load_templates
+
+    templates = segmenter.templates
+    count = len(load_templates(templates) if isinstance(templates, str) else templates)
+    return f"{names} × {count} templates"
+
+
+def segment_pictures(
+    arguments: argparse.Namespace,
+    inputs: Inputs,
+    vocabulary: "Vocabulary",
+    segmenters: Mapping[str, "Segmenter"],
+    outputs: Outputs,
+    status: Status,
+) -> bool:
+    """Segment pictures one by one and write their files. Returns whether one that was named, or all, failed."""
+    asked = dict(scores=bool({"scores", "heat"} & set(outputs.what)), features="features" in outputs.what)
+    failed: list[Path] = []
+    count, begin = len(inputs.pictures), time.perf_counter()
+    try:
+        for done, (path, stem) in enumerate(zip(inputs.pictures, stems(inputs.pictures))):
+            pace = f", {(time.perf_counter() - begin) / done:.1f} s each" if done else ""
+            status.say(f"{count} pictures: {done} done{pace}" if count > 1 else f"segmenting {path.name}")
             start = time.perf_counter()
-            results = {
-                method: segmenter(path, vocabulary, max_pixels=arguments.max_pixels)
-                for method, segmenter in segmenters.items()
-            }
-            seconds = time.perf_counter() - start
-        except UserError as error:  # the other pictures go on
-            failed = True
-            print(f"error: {error}", file=sys.stderr)
-            continue
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            failed = True
-            print(
-                f"error: not enough memory for {path}: give a smaller --short-side or a smaller copy", file=sys.stderr
-            )
-            continue
-        save(image, results, results[arguments.method], target, side_by_side=bool(compare))
-        print(f"{path}: {shares(results[arguments.method])} ({seconds:.1f} s)")
-        print("overlay: {}, labels: {}".format(*target))
-    if failed:
-        raise SystemExit(2)
+            try:
+                results = {
+                    method: segmenter(
+                        path,
+                        vocabulary,
+                        max_pixels=arguments.max_pixels,
+                        **(asked if method == arguments.method else {}),
+                    )
+                    for method, segmenter in segmenters.items()
+                }
+                seconds = time.perf_counter() - start
+                main = results.pop(arguments.method)
+                written = outputs.save(stem, main, results)
+            except UserError as error:  # the other pictures go on
+                reason = str(error)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                reason = f"not enough memory for {path}: give a smaller --short-side or a smaller copy"
+            else:
+                status.clear()
+                report(path, main, seconds, written)
+                continue
+            failed.append(path)
+            status.note(f"error: {reason}" if path in inputs.named else f"left out: {reason}")
+    finally:
+        for path in outputs.finish():
+            status.clear()
+            print(f"all pictures: {path}")
+    if not set(failed) <= inputs.named:
+        status.note(f"{count - len(failed)} of {count} pictures are done, {len(failed)} could not be read")
+    return len(failed) == count or bool(set(failed) & inputs.named)
+
+
+def report(path: Path, result: "Segmentation", seconds: float, written: Sequence[Path]) -> None:
+    """Say what is in a picture, and where its files are."""
+    print(f"{path}: {in_words(result.areas)} ({seconds:.1f} s)")
+    if written:
+        print(f"  {', '.join(map(str, written[:4]))}{f' and {len(written) - 4} more' if len(written) > 4 else ''}")
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -145,18 +220,7 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
-def pictures(inputs: list[str]) -> list[Path]:
-    """The pictures that files, folders and patterns name, or the sample. Says on stderr what a folder holds besides."""
-    from clearclip.images import find_pictures
-
-    paths, skipped = find_pictures(inputs or [sanity_folder() / SAMPLE])
-    if skipped:
-        more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
-        print(f"left out: {skipped[0].path} ({skipped[0].reason}){more}", file=sys.stderr)
-    return paths
-
-
-def load_segmenters(methods: list[str], arguments: argparse.Namespace) -> dict[str, "Segmenter"]:
+def load_segmenters(methods: Sequence[str], arguments: argparse.Namespace, other: bool) -> dict[str, "Segmenter"]:
     """A `Segmenter` for each method, on one backbone."""
     from clearclip.segmenter import Segmenter
 
@@ -171,37 +235,10 @@ def load_segmenters(methods: list[str], arguments: argparse.Namespace) -> dict[s
             threshold=arguments.threshold,
             device=arguments.device,
             precision=arguments.precision,
+            other=other,
         )
         backbone = segmenters[method].backbone
     return segmenters
-
-
-def save(
-    image: "np.ndarray",
-    results: dict[str, "Segmentation"],
-    result: "Segmentation",
-    target: tuple[Path, Path],
-    side_by_side: bool,
-) -> None:
-    """Write the overlay, or a sheet of those of all results, and the label map of `result`."""
-    from clearclip.visualize import overlay, save_label_map, sheet
-
-    overlay_path, labels_path = target
-    if side_by_side:
-        pictures = [(method, overlay(image, one.labels, one.names)) for method, one in results.items()]
-        picture = sheet([[("photograph", image), *pictures]])
-    else:
-        picture = overlay(image, result.labels, result.names)
-    with atomic_write(overlay_path) as temporary:
-        picture.save(temporary)
-    save_label_map(result.labels, labels_path, result.names)
-
-
-def shares(result: "Segmentation") -> str:
-    """The share of the picture that each name takes, the largest first: "cat 60%, grass 40%"."""
-    found = {name: float((result.labels == index).mean()) for index, name in enumerate(result.names)}
-    largest = sorted((name for name in found if found[name] > 0), key=found.__getitem__, reverse=True)
-    return ", ".join(f"{name} {found[name]:.0%}" for name in largest)
 
 
 @program
@@ -218,4 +255,5 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     if arguments.list:
         print_lists()
     else:
-        segment(arguments)
+        with Status(arguments.quiet) as status:
+            segment(arguments, status)

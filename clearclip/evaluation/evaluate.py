@@ -35,6 +35,7 @@ from clearclip.evaluation.run import (
     versions,
     write_config,
 )
+from clearclip.evaluation.segmentor import class_queries
 from clearclip.evaluation.shards import Shards, Share
 from clearclip.evaluation.statistics import confused_pairs
 from clearclip.methods import METHODS, Method
@@ -45,7 +46,14 @@ from clearclip.text import Queries
 from clearclip.vocabulary import load_vocabulary
 
 RECORDS = Path("work_dirs") / "records"
-TEXT = ("vocabulary", "templates", "text_embeddings", "text_names", "logit_scale")  # what decides a method's queries
+TEXT = (
+    "vocabulary",
+    "templates",
+    "text_embeddings",
+    "text_names",
+    "logit_scale",
+    "other",
+)  # what decides a method's queries
 ELSEWHERE = ("data_root", "indices")  # of a data set's settings: where it lies, how much of it is asked for
 PAIRS = 12  # most confused pairs of classes that a result keeps; with four classes, all
 PATIENCE = 1800.0  # the first batch of another process may have to compile a network
@@ -260,7 +268,7 @@ def _queries(run: Run, segmenter: Segmenter, texts: dict[str, Queries]) -> Queri
     model = run.config.model
     key = repr((str(run.spec.method), [model.get(name) for name in TEXT]))
     if key not in texts:
-        texts[key] = segmenter.queries(load_vocabulary(model.vocabulary))
+        texts[key] = class_queries(segmenter, model.vocabulary)
     return texts[key]
 
 

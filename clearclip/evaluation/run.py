@@ -29,6 +29,7 @@ REQUIRED = {"method", "backbone", "pretrained", "vocabulary", *NUMBERS}
 PROTOCOL = (
     *NUMBERS,
     "two_steps",
+    "other",
     "templates",
     "vocabulary",
 )  # and the pipeline; who alters these has a protocol of their own
@@ -288,6 +289,7 @@ def describe(run: Run, segmenter: Segmenter) -> dict[str, Any]:
         settings=dict(
             resize=segmenter.resizer,
             **{key: getattr(segmenter, key) for key in NUMBERS},
+            **({"other": True} if segmenter.other else {}),
             batch_size=run.config.test_dataloader.batch_size,
             altered=sorted(run.altered),
         ),

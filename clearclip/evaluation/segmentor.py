@@ -25,6 +25,7 @@ from clearclip.evaluation.loading import REMEDY
 from clearclip.evaluation.pictures import Pictures, own_colours
 from clearclip.evaluation.statistics import bootstrap
 from clearclip.segmenter import Segmenter
+from clearclip.text import Queries
 from clearclip.vocabulary import load_vocabulary
 
 METRIC_NAMES = {"mIoU", "mDice", "mFscore"}
@@ -49,7 +50,7 @@ class OpenVocabSegmentor(BaseSegmentor):
         super().__init__(data_preprocessor=AsLoaded())
         self.segmenter = Segmenter(**settings)
         self.vocabulary = load_vocabulary(vocabulary)
-        self.queries = self.segmenter.queries(self.vocabulary)
+        self.queries = class_queries(self.segmenter, vocabulary)
 
     def predict(self, inputs: Sequence[Tensor], data_samples: Sequence[SegDataSample]) -> Sequence[SegDataSample]:
         """A list of BGR images [3, H, W], uint8, to its data samples with `pred_sem_seg` [1, H, W] set.
@@ -77,6 +78,21 @@ class OpenVocabSegmentor(BaseSegmentor):
 
     def _forward(self, inputs: Any, data_samples: Any = None) -> NoReturn:
         raise NotImplementedError("use predict")
+
+
+def class_queries(segmenter: Segmenter, path: str | Path) -> Queries:
+    """The queries for the classes of a class file, in their order.
+
+    Raises UserError where the segmenter tells what is other and class 0 is no background.
+    """
+    vocabulary = load_vocabulary(path)
+    queries = segmenter.queries(vocabulary)
+    if queries.names != vocabulary.classes:
+        raise UserError(
+            f"other takes part in class 0, which must be the background: that of {path} is "
+            f"{vocabulary.classes[0]!r}; leave out --other"
+        )
+    return queries
 
 
 @MODEL_WRAPPERS.register_module()
