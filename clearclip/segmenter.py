@@ -136,6 +136,7 @@ class Segmenter:
             text_embeddings.check(backbone)
         self.text_embeddings, self.text_names = text_embeddings, text_names
         self._embedded: TextEmbeddings | None = None
+        self._decoder: tuple[tuple[Any, ...], LabelDecoder] | None = None
         self.resizer, self.short_side, self.crop, self.stride = resize, short_side, crop, stride
         self.two_steps = two_steps
         self.logit_scale = logit_scale if temperature is None else temperature
@@ -222,7 +223,10 @@ class Segmenter:
 
     def decoder(self, queries: Queries) -> LabelDecoder:
         """What turns maps into labels for these queries, as the method wants it."""
-        return self.method.decoder(queries.query_class, self.logit_scale, self.threshold, self.area_threshold)
+        key = (queries.query_class, self.logit_scale, self.threshold, self.area_threshold)
+        if self._decoder is None or self._decoder[0] != key:  # the last is kept, with what it has on the device
+            self._decoder = key, self.method.decoder(*key)
+        return self._decoder[1]
 
     def resize(self, image: Tensor) -> Tensor:
         """An image [3, H, W], uint8, to [3, h, w], uint8, as `resized_shape` says; a short side of 0 keeps its size.
