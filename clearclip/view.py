@@ -70,6 +70,11 @@ class View:
         plan = windows.plan(height, width, self.plan.crop, self.plan.stride, self.backbone.patch_size)
         return dataclasses.replace(self, image=image[0], plan=plan, _made={})
 
+    def take_smaller_batches(self, window_batch: int) -> None:
+        """Let fewer windows go through the network at once; those on their way start anew."""
+        object.__setattr__(self, "window_batch", window_batch)
+        self.__dict__.pop("trunks", None)
+
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What several readers want of this image, such as its masks, made for the first of them."""
         if key not in self._made:

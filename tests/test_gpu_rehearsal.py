@@ -149,7 +149,7 @@ def rehearse(deep_backbone, monkeypatch, tmp_path):
         backbone = on_fake_gpu(copy.deepcopy(deep_backbone), mode)
         backbone.device, backbone.dtype = CUDA, torch.float16
         with mode:
-            windows = dict(short_side=96, crop=64, stride=32) | settings
+            windows = dict(short_side=96, crop=64, stride=32, window_batch=64) | settings
             segmenter = Segmenter(spec, backbone, **windows)
             text = torch.randn(classes, backbone.dim, device=CUDA)
             query_class = tuple(range(classes))
