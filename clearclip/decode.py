@@ -169,7 +169,8 @@ def tally(index: Tensor, bins: int) -> Tensor:
     """How often each of 0 … bins − 1 is in `index` [N], int64: [bins]. Nothing waits for the device."""
     if index.device.type == "cpu":
         return torch.bincount(index, minlength=bins)
-    return torch.zeros(bins, dtype=torch.int64, device=index.device).scatter_add_(0, index, torch.ones_like(index))
+    one = torch.ones((), dtype=torch.int64, device=index.device)
+    return torch.zeros(bins, dtype=torch.int64, device=index.device).scatter_add_(0, index, one.expand_as(index))
 
 
 def _argmax(scores: Tensor) -> Tensor:
