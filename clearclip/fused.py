@@ -22,7 +22,9 @@ def _picks_best(best_query: Kernel, device: torch.device) -> bool:
 
 def _is_quick_gelu(quick_gelu_: Kernel, device: torch.device) -> bool:
     x = torch.randn(3000, device=device, dtype=torch.float16)
-    return torch.allclose(quick_gelu_(x.clone()).float(), x.float() * (1.702 * x.float()).sigmoid(), atol=1e-3, rtol=1e-2)
+    return torch.allclose(
+        quick_gelu_(x.clone()).float(), x.float() * (1.702 * x.float()).sigmoid(), atol=1e-3, rtol=1e-2
+    )
 
 
 CHECKS: dict[str, Callable[[Any, torch.device], bool]] = {"best_query": _picks_best, "quick_gelu_": _is_quick_gelu}

@@ -7,19 +7,21 @@ and names decide is there, are pictures and label maps; what comes down are coun
 
 import copy
 import dataclasses
-from types import SimpleNamespace
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import tiny_sam
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from clearclip import decode, tensors, vision
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+from benchmarking.fake_gpu import CACHES, CUDA, Kept, Traffic, eyes_on_fake_gpu, on_fake_gpu
+
+from clearclip import decode, vision
 from clearclip.backbones import openclip
 from clearclip.evaluation.passes import count
 from clearclip.masks import MaskProvider, Masks
@@ -29,76 +31,13 @@ from clearclip.segmenter import Segmenter
 from clearclip.text import Queries
 from clearclip.vision import TimmViT
 
-CUDA = torch.device("cuda:0")
 SHAPES = ((120, 160), (110, 100))
 NETWORKS = {"vfm", "masks", "sam", "model"}  # options that name another network
 METHODS = [entry.name for entry in list_methods() if not NETWORKS & entry.options.keys()]
 REFINED = [f"ClearCLIP+{entry.name}" for entry in REFINEMENTS.entries() if not NETWORKS & entry.options.keys()]
 SEEN = ["ProxyCLIP:vfm=test_vit", "GLA-CLIP:vfm=test_vit", "LPOSS:vfm=test_vit", "ClearCLIP+LP:vfm=test_vit"]
+WITH_SAM = ["Trident:vfm=test_vit,sam=tiny_samvit", "ClearCLIP+SAM"]
 MASKED = ["CorrCLIP", "TextRegion:tile=64", "ClearCLIP+MAPVOTE"]
-
-
-COPIES = (torch.ops.aten.to, torch.ops.aten._to_copy, torch.ops.aten.copy_)
-
-
-class Traffic(TorchDispatchMode):
-    """Notes what passes between host and device: direction, type and shape."""
-
-    def __init__(self):
-        super().__init__()
-        self.up, self.down = [], []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        given, made = ([t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)] for tree in ((args, kwargs), out))
-        copies = func.overloadpacket in COPIES
-        for tensor in given:  # other operators take a number on the host as an argument of their kernel
-            if tensor.device.type == "cpu" and (tensor.ndim or copies) and any(t.device.type == "cuda" for t in made):
-                self.up.append((tensor.dtype, tuple(tensor.shape)))
-            if tensor.device.type == "cuda" and any(t.device.type == "cpu" for t in made):
-                self.down.append((tensor.dtype, tuple(tensor.shape)))
-        return out
-
-
-class Kept(dict):
-    """A `TensorCache` that keeps fake tensors too."""
-
-    def __init__(self, max_bytes):
-        super().__init__()
-
-    def get(self, key, make):
-        if key not in self:
-            self[key] = make()
-        return self[key]
-
-    def __deepcopy__(self, memo):
-        return Kept(0)
-
-
-def fake(tensor, mode):
-    """A tensor as it would lie on the GPU, in fp16 where it is of floating point."""
-    made = mode.from_tensor(tensor.detach())
-    with mode:
-        return made.to(CUDA, torch.float16 if made.is_floating_point() else made.dtype)
-
-
-def on_fake_gpu(module, mode):
-    """The module's parameters and buffers as fake CUDA tensors, fp16."""
-    for child in module.modules():
-        for kind in (child._parameters, child._buffers):
-            for name, tensor in kind.items():
-                if tensor is not None:
-                    made = fake(tensor, mode)
-                    kind[name] = nn.Parameter(made, requires_grad=False) if kind is child._parameters else made
-        if isinstance(getattr(child, "constants", None), tensors.TensorCache):
-            child.constants = Kept(0)
-    return module
-
-
-def settled(module):
-    """A module that is where `to` would bring it."""
-    module.to = lambda *arguments: module
-    return module
 
 
 @pytest.fixture
@@ -128,26 +67,24 @@ def rehearse(deep_backbone, monkeypatch, tmp_path):
     """`rehearse(spec, classes, **settings)`: labels of two images, their counts, and the traffic of a second batch."""
     for module in (decode, openclip):
         monkeypatch.setattr(module, "fused", lambda name, device: None)
-    for name in ("clearclip.windows", "clearclip.decode", "clearclip.vision", "clearclip.methods.lposs", "clearclip.methods.radseg"):
+    for name in CACHES:
         monkeypatch.setattr(f"{name}.TensorCache", Kept)
 
     def rehearse(spec, classes=20, **settings):
         mode = FakeTensorMode()
         torch.manual_seed(0)
         network = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True)
-        eyes = on_fake_gpu(TimmViT(network, torch.device("cpu"), torch.float32), mode)
-        eyes.device, eyes.dtype, eyes.embedding = CUDA, torch.float16, mode.from_tensor(eyes.embedding)
+        eyes = eyes_on_fake_gpu(TimmViT(network, torch.device("cpu"), torch.float32), mode)
         monkeypatch.setattr(vision, "load_vision_model", lambda *arguments: eyes)
-        encoder = settled(on_fake_gpu(timm.create_model("tiny_samvit", num_classes=0), mode))
+        encoder = on_fake_gpu(timm.create_model("tiny_samvit", num_classes=0), mode)
         monkeypatch.setattr(trident, "build_timm", lambda *arguments, **options: encoder)
-        whole = settled(on_fake_gpu(tiny_sam.tiny_sam(), mode))
+        whole = on_fake_gpu(tiny_sam.tiny_sam(), mode)
         monkeypatch.setattr(sam, "load_sam", lambda name: whole)
         monkeypatch.setattr(sam.Square, "fitted", lambda square, image: torch.zeros(40, 64, 3, dtype=torch.uint8))
         for module in (sam, trident):  # what OpenCV and Pillow resize is real, and what these hold is not
             monkeypatch.setattr(module, "rounded_up", lambda image, multiple: image)
         monkeypatch.setattr(sam, "hub_model", lambda name: "tiny")
         backbone = on_fake_gpu(copy.deepcopy(deep_backbone), mode)
-        backbone.device, backbone.dtype = CUDA, torch.float16
         with mode:
             windows = dict(short_side=96, crop=64, stride=32, window_batch=64) | settings
             segmenter = Segmenter(spec, backbone, **windows)
@@ -176,7 +113,7 @@ def rehearse(deep_backbone, monkeypatch, tmp_path):
     return rehearse
 
 
-def assert_only_pictures_move(traffic, pictures=len(SHAPES), masks=0):
+def assert_only_pictures_move(traffic, pictures=2, masks=0):
     """Up go pictures [3, H, W] or [H, W, 3], in bytes, and so many masks; nothing comes down."""
     moved = [shape for dtype, shape in traffic.up if dtype == torch.uint8 and len(shape) == 3 and 3 in shape[::2]]
     assert (len(moved), len(traffic.up)) == (pictures, pictures + masks), traffic.up
@@ -191,6 +128,13 @@ def test_nothing_waits_and_no_device_is_mixed(spec, rehearse):
         assert (one.device, tuple(one.shape)) == (CUDA, shape)
     assert (counts.device, tuple(counts.shape)) == (CUDA, (2 * (20 * 21 + 2),))
     assert_only_pictures_move(traffic)
+
+
+def test_every_method_and_refinement_is_rehearsed():
+    rehearsed = {
+        part.partition(":")[0] for spec in [*METHODS, *REFINED, *SEEN, *MASKED, *WITH_SAM] for part in spec.split("+")
+    }
+    assert rehearsed == {entry.name for entry in list_methods()} | {entry.name for entry in REFINEMENTS.entries()}
 
 
 @pytest.mark.parametrize(
@@ -251,7 +195,7 @@ def test_masks_are_counted_on_the_cpu_alone(spec, rehearse, monkeypatch):
 
 def test_networks_of_sam_upload_nothing_of_their_own(rehearse):
     """Trident's SAM sees an image of its own size, a second upload for each."""
-    labels, _, traffic = rehearse("Trident:vfm=test_vit,sam=tiny_samvit")
+    labels, _, traffic = rehearse(WITH_SAM[0])
     assert [(one.device, tuple(one.shape)) for one in labels] == [(CUDA, shape) for shape in SHAPES]
     assert_only_pictures_move(traffic, pictures=4)
 
@@ -267,7 +211,7 @@ def test_refinement_by_sam(rehearse, monkeypatch):
         return sam.Regions(np.array([0, 0, 4]), corners[:, :2], corners, np.zeros(shape, np.int64))
 
     monkeypatch.setattr(sam, "find_regions", find_regions)
-    labels, _, traffic = rehearse("ClearCLIP+SAM")
+    labels, _, traffic = rehearse(WITH_SAM[1])
     assert [(one.device, tuple(one.shape)) for one in labels] == [(CUDA, shape) for shape in SHAPES]
     assert waits == [CUDA] * 4  # in two batches of two
     assert traffic.down == []

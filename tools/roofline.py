@@ -66,9 +66,10 @@ def make_method(name, backbone, mode):
 
 def count_kernels(method, case, backbone, mode, images=4, kernels=True):
     """The ledger of a batch of images, when what geometry and names decide is on the device already."""
+    method = make_method(method, backbone, mode)
     with mode:
         sizes = dict(crop=case.crop, stride=case.crop // 2, window_batch=256)
-        segmenter = Segmenter(make_method(method, backbone, mode), backbone, **sizes)
+        segmenter = Segmenter(method, backbone, **sizes)
         text, query_class = torch.zeros(case.classes, backbone.dim, device=CUDA), tuple(range(case.classes))
         words = torch.zeros(len(segmenter.method.words), backbone.dim, device=CUDA)
         prepared = segmenter.method.prepare(torch.cat([text, words]), query_class, segmenter.logit_scale)
@@ -98,9 +99,7 @@ def row(name, ledger, images):
     flops = sum(launch.flops for launch in ledger.launches if launch.in_vit) / images
     moved = sum(launch.bytes for launch in ledger.launches) / images
     cells = [name, f"{flops / 1e9:,.0f}", f"{moved / 1e9:.2f}", f"{ledger.uploads / images / 1e6:.1f}"]
-    seen = {
-        (gpu, form): predict(join(ledger.launches), gpu, images) for gpu in GPUS for form, join in FORMS.items()
-    }
+    seen = {(gpu, form): predict(join(ledger.launches), gpu, images) for gpu in GPUS for form, join in FORMS.items()}
     first = seen[GPUS[0], "eager"]
     cells += [f"{first.launches:.0f}", f"{first.host * 1e3:.2f}"]
     return cells + [f"{one.device * 1e3:.2f}, {one.share:.0%}" for one in seen.values()]
@@ -154,10 +153,18 @@ def main(argv=None):
         names = default_methods() if arguments.methods is None else arguments.methods
         methods = {name: count_kernels(name, ade, backbone, mode, images, kernels) for name in names}
     print(f"{backbone.name}, fp16, {images} images at once; predicted, not measured; an image of:\n")
-    print(as_table([["benchmark", *HEADER], *(row(name, one, images) for name, one in ledgers.items())], arguments.markdown))
+    print(
+        as_table(
+            [["benchmark", *HEADER], *(row(name, one, images) for name, one in ledgers.items())], arguments.markdown
+        )
+    )
     if methods:
         print("\nADE20K by:\n")
-        print(as_table([["method", *HEADER], *(row(name, one, images) for name, one in methods.items())], arguments.markdown))
+        print(
+            as_table(
+                [["method", *HEADER], *(row(name, one, images) for name, one in methods.items())], arguments.markdown
+            )
+        )
     for form, join in FORMS.items():
         print(f"\nADE20K, ClearCLIP, {GPUS[0].name}, {form}:\n")
         print(profile(join(ledgers["ADE20K"].launches), images, GPUS[0]))

@@ -17,8 +17,8 @@ from clearclip.decode import Decoder, LabelDecoder
 from clearclip.methods import Method, register, similarity
 from clearclip.methods.final_block import FinalBlock
 from clearclip.refine.propagation import ALPHA, NEIGHBOURS, Propagation
-from clearclip.trunk import Trunk
 from clearclip.tensors import TensorCache
+from clearclip.trunk import Trunk
 from clearclip.view import View
 from clearclip.vision import ValueEyes, hashes
 from clearclip.windows import Maps

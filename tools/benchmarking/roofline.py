@@ -121,7 +121,9 @@ class Ledger(TorchDispatchMode):
         half = bool(flops) and made[0].dtype == torch.float16
         launch = Launch(str(kind).removeprefix("aten."), self.stage, self.block, flops, half)
         for tensor in given:
-            if tensor.device == CUDA and not (changes and kind in (aten.copy_, aten.fill_, aten.zero_) and tensor is args[0]):
+            if tensor.device == CUDA and not (
+                changes and kind in (aten.copy_, aten.fill_, aten.zero_) and tensor is args[0]
+            ):
                 launch.reads[memory(tensor)] = launch.reads.get(memory(tensor), 0) + touched(tensor)
         for tensor in made:
             launch.writes[memory(tensor)] = touched(tensor)
@@ -209,13 +211,13 @@ def compiled(launches):
 
     It reads what it has not made, and writes what others read, or what was there before.
     """
-    return _fused(launches, lambda launch: launch.block, lambda product, launch: False)
+    return _fused(launches, lambda launch: launch.block, lambda launch: False)
 
 
 def ideal(launches):
     """The same as the best of compilers would: no bounds between blocks, and what acts on each number by itself (the
     activation, the skip) is done by the matrix product before it, whose result never exists without it."""
-    return _fused(launches, lambda launch: launch.stage == "network" or None, lambda _, launch: launch.elementwise)
+    return _fused(launches, lambda launch: launch.stage == "network" or None, lambda launch: launch.elementwise)
 
 
 def _fused(launches, graph, joins):
@@ -230,10 +232,8 @@ def _fused(launches, graph, joins):
             run.clear()
 
     for index, launch in enumerate(launches):
-        product = run and run[0].flops
-        if graph(launch) is None or launch.flops or (run and graph(run[-1]) != graph(launch)):
-            close(index)
-        elif product and not joins(run[0], launch):
+        alone = graph(launch) is None or launch.flops
+        if run and (alone or graph(run[-1]) != graph(launch) or (run[0].flops and not joins(launch))):
             close(index)
         run.append(launch)
         if graph(launch) is None:
@@ -261,7 +261,7 @@ def _together(run, needed):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one GPU and one image: kernels, seconds on the device, of the host to launch them, and of the ViT's matrices."""
+    """Of a GPU and one image: kernels, seconds on the device, of the host, and of the ViT's matrix products."""
 
     launches: float
     device: float
