@@ -1,18 +1,17 @@
 """Scores to labels: synonyms, logit_scale and threshold, streamed so that [classes, H, W] is never stored."""
 
 import functools
-import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clearclip.fused import fused
+from clearclip.tensors import TensorCache
 from clearclip.windows import Maps
-
-log = logging.getLogger(__name__)
 
 BAND_BYTES = 1 << 20  # of scores at once on a CPU, whose second-level cache should hold them
 DEVICE_BAND_BYTES = 64 << 20  # elsewhere, where a launch costs more than memory does
@@ -68,6 +67,7 @@ class Decoder:
     logit_scale: float = 50.0
     threshold: float = 0.0
     area_threshold: float = 0.0
+    _tables: TensorCache = field(default_factory=lambda: TensorCache(1 << 20), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if sorted(set(self.query_class)) != list(range(max(self.query_class, default=-1) + 1)) or not self.query_class:
@@ -92,10 +92,15 @@ class Decoder:
         # neither synonyms nor softmax nor logit_scale change which one that is.
         order = sorted(range(len(self.query_class)), key=lambda q: self.query_class[q])
         dtype = torch.uint8 if self.num_classes <= 256 else torch.int16
-        scores, device = maps.scores.float().permute(1, 2, 0)[..., order], maps.scores.device  # [a, b, Q]
-        classes = torch.tensor([self.query_class[q] for q in order], dtype=dtype, device=device)
-        if kept is None and threshold <= 0 and (fused := _fused_kernel(device)):
-            return classes[fused(scores, maps).long()]
+        scores, device = maps.scores.float().permute(1, 2, 0), maps.scores.device  # [a, b, Q]
+        if order != list(range(len(order))):
+            scores = scores[..., self._table("order", order, torch.int64, device)]
+        classes = self._table("classes", sorted(self.query_class), dtype, device)
+        kernel = fused("best_query", device) if kept is None and threshold <= 0 and maps.taps else None
+        if kernel:
+            assert maps.taps is not None
+            best = kernel(torch.matmul(maps.columns, scores), maps.taps.sources, maps.taps.weights)
+            return best.to(dtype) if len(order) == self.num_classes else classes[best]
         # What is not kept cannot win, and yet has its share of the softmax.
         excluded = (
             None
@@ -117,12 +122,16 @@ class Decoder:
     def probabilities(self, maps: Maps) -> Tensor:
         """Class probabilities [C, H, W] in float32, before any threshold. This does store what `labels` avoids."""
         scores, rows, columns = maps.scores, maps.rows, maps.columns
-        classes = torch.tensor(self.query_class, device=scores.device)[:, None, None]
+        classes = self._table("class of", self.query_class, torch.int64, scores.device)[:, None, None]
         out = scores.new_zeros(self.num_classes, len(rows), len(columns), dtype=torch.float32)
         for y, x, band in _bands(scores.float().permute(1, 2, 0).contiguous(), rows, columns):
             queries = band.mul_(self.logit_scale).softmax(dim=-1).permute(2, 0, 1)  # [Q, r, w]
             out[:, y, x] = out[:, y, x].scatter_reduce(0, classes.expand_as(queries), queries, "amax")
         return out
+
+    def _table(self, name: str, numbers: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Numbers on the device, uploaded for the first image alone."""
+        return self._tables.get((name, dtype, device), lambda: torch.tensor(numbers, dtype=dtype, device=device))
 
 
 def _bands(scores: Tensor, rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -160,28 +169,10 @@ def tally(index: Tensor, bins: int) -> Tensor:
     """How often each of 0 … bins − 1 is in `index` [N], int64: [bins]. Nothing waits for the device."""
     if index.device.type == "cpu":
         return torch.bincount(index, minlength=bins)
-    return torch.zeros(bins, dtype=torch.int64, device=index.device).scatter_add_(0, index, torch.ones_like(index))
+    one = torch.ones((), dtype=torch.int64, device=index.device)
+    return torch.zeros(bins, dtype=torch.int64, device=index.device).scatter_add_(0, index, one.expand_as(index))
 
 
 def _argmax(scores: Tensor) -> Tensor:
     """Arg-max over the last axis, the first of equals. On a CPU NumPy's is vectorised, that of torch is not."""
     return torch.from_numpy(scores.numpy().argmax(-1)) if scores.device.type == "cpu" else scores.argmax(dim=-1)
-
-
-@functools.lru_cache(maxsize=16)
-def _fused_kernel(device: torch.device) -> Callable[[Tensor, Maps], Tensor] | None:
-    """The Triton kernel for a GPU on which it has just given the right answer: it needs a C compiler, for one."""
-    if device.type != "cuda":
-        return None
-    try:
-        from clearclip.kernels import best_query
-
-        scores, rows, columns = (torch.rand(shape, device=device) for shape in ((5, 4, 70), (40, 5), (50, 4)))
-        ((_, _, band),) = _bands(scores, rows, columns)
-        best = best_query(scores, Maps(scores.permute(2, 0, 1), rows, columns, taps=5))
-        if (best == band.argmax(dim=-1)).float().mean() > 0.99:  # but for rounding
-            return best_query
-        log.warning("the fused kernel gives wrong labels on %s; using the slower path", device)
-    except Exception as error:  # whatever a compiler raises
-        log.warning("no fused kernel on %s (%s); using the slower path", device, type(error).__name__)
-    return None

@@ -1,6 +1,7 @@
 """The road from image to labels, in plain PyTorch: resize, windows, scores, stitch, refine, decode."""
 
 import functools
+import logging
 import math
 import os
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -31,8 +32,12 @@ from clearclip.view import View
 from clearclip.vocabulary import Vocabulary
 from clearclip.windows import Maps, Stitcher
 
+log = logging.getLogger(__name__)
+
 RESIZERS = ("cv2", "device", "pil")
-WINDOW_BATCH = {"cuda": 64, "mps": 8, "cpu": 4}
+WINDOW_BATCH = {"mps": 8, "cpu": 4}
+UNKNOWN_SIDE = 1024  # of windows that are whole images of any size
+MOST_WINDOWS = 256  # at once on a GPU, whose matrix products gain nothing from more
 AUTO = "auto"
 
 
@@ -58,8 +63,9 @@ class Segmenter:
         logit_scale: what multiplies cosine scores before their softmax; `temperature` is another name for it.
         threshold, area_threshold: see `clearclip.decode.Decoder`.
         device, precision, compile: see `load_backbone`.
-        window_batch: windows that go through the network at once, by default what suits the device. It does not
-            change the result.
+        window_batch: windows that go through the network at once, by default what suits the device: on a GPU as many
+            as half of its free memory holds. Where memory is too small for them they become half as many, and a
+            warning says so. It does not change the result.
         resize: "cv2", as published, or "device", or CLIPer's "pil", see the method of that name.
         text_names: which row of `text_embeddings` a name takes that is written otherwise there: {name: row's name}, or
             a JSON file of it.
@@ -134,11 +140,12 @@ class Segmenter:
             text_embeddings.check(backbone)
         self.text_embeddings, self.text_names = text_embeddings, text_names
         self._embedded: dict[tuple[str, ...], TextEmbeddings] = {}
+        self._decoder: tuple[tuple[Any, ...], LabelDecoder] | None = None
         self.resizer, self.short_side, self.crop, self.stride = resize, short_side, crop, stride
         self.two_steps = two_steps
         self.logit_scale = logit_scale if temperature is None else temperature
         self.threshold, self.area_threshold = threshold, area_threshold
-        self.window_batch = window_batch or WINDOW_BATCH[self.device.type]
+        self.window_batch = window_batch or fitting_windows(backbone, crop or 2 * short_side or UNKNOWN_SIDE)
         self.stitcher = Stitcher(self.device)
 
     @overload
@@ -337,7 +344,10 @@ class Segmenter:
 
     def decoder(self, queries: Queries) -> LabelDecoder:
         """What turns maps into labels for these queries, as the method wants it."""
-        return self.method.decoder(queries.query_class, self.logit_scale, self.threshold, self.area_threshold)
+        key = (queries.query_class, self.logit_scale, self.threshold, self.area_threshold)
+        if self._decoder is None or self._decoder[0] != key:  # the last is kept, with what it has on the device
+            self._decoder = key, self.method.decoder(*key)
+        return self._decoder[1]
 
     def resize(self, image: Tensor) -> Tensor:
         """An image [3, H, W], uint8, to [3, h, w], uint8, as `resized_shape` says; a short side of 0 keeps its size.
@@ -463,7 +473,21 @@ class Dense:
         return self.scores.isfinite().all()
 
 
-@torch.inference_mode()
+def fitting_windows(backbone: Backbone, side: int) -> int:
+    """How many square windows of `side` pixels the device is to see at once: on a GPU by its free memory."""
+    if backbone.device.type != "cuda":
+        return WINDOW_BATCH[backbone.device.type]
+    free, _ = torch.cuda.mem_get_info(backbone.device)
+    return max(1, min(MOST_WINDOWS, free // 2 // window_bytes(backbone, side)))
+
+
+def window_bytes(backbone: Backbone, side: int) -> int:
+    """What a square window may need: every block's tokens, a block's wide layers, and its attention, twice, float32."""
+    tokens = (side // backbone.patch_size) ** 2 + backbone.prefix_tokens
+    heads, depth = backbone.blocks[0].heads, len(backbone.blocks)
+    return tokens * ((depth + 16) * backbone.width * backbone.dtype.itemsize + 2 * heads * tokens * 4)
+
+
 def look_together(
     seers: Sequence[tuple[Segmenter, Queries]], views: Sequence[View], features: bool = False
 ) -> list[list[Dense]]:
@@ -471,7 +495,34 @@ def look_together(
 
     They are of one backbone and one geometry of windows, that of the views. What they share is computed once: the
     blocks of the network, a method's features for several vocabularies, its scores for several thresholds.
+
+    Where memory does not hold a batch of windows, it is halved until it does, for the images to come too.
     """
+    batch = wanted = views[0].window_batch if views else 1
+    while True:
+        try:
+            seen = _look_together(seers, views, features)
+            break
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+        # Here, where the error no longer holds the memory of what failed.
+        batch = max(1, min(batch, sum(len(view.plan) for view in views)) // 2)
+        for view in views:
+            view.take_smaller_batches(batch)
+        if views[0].backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+    if batch < wanted:
+        for segmenter, _ in seers:
+            segmenter.window_batch = batch
+        log.warning("memory does not hold %d windows at once: from here on %d (option window_batch)", wanted, batch)
+    return seen
+
+
+@torch.inference_mode()
+def _look_together(
+    seers: Sequence[tuple[Segmenter, Queries]], views: Sequence[View], features: bool = False
+) -> list[list[Dense]]:
     keys = [(segmenter.method, id(queries.for_scores), segmenter.of_features) for segmenter, queries in seers]
     by_image: dict[Hashable, list[Dense]] = {}
     functions: dict[Hashable, Callable[[Trunk], Tensor]] = {}

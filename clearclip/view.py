@@ -43,9 +43,14 @@ class View:
     _made: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @functools.cached_property
+    def uploaded(self) -> Tensor:
+        """`image` on the backbone's device, where it goes once."""
+        return self.image.to(self.backbone.device)
+
+    @functools.cached_property
     def pixels(self) -> Tensor:
         """`image` in the backbone's normalisation, float32 on its device."""
-        return normalise(self.image, self.backbone)
+        return normalise(self.uploaded, self.backbone)
 
     def resized_pixels(self, shape: tuple[int, int]) -> Tensor:
         """`pixels` at another size, bilinear: [3, *shape]."""
@@ -61,9 +66,14 @@ class View:
         """The same with `image` at another size, bilinear, and windows laid anew."""
         if self.image.shape[1:] == (height, width):
             return self
-        image = F.interpolate(self.image.to(self.backbone.device).float()[None], size=(height, width), mode="bilinear")
+        image = F.interpolate(self.uploaded.float()[None], size=(height, width), mode="bilinear")
         plan = windows.plan(height, width, self.plan.crop, self.plan.stride, self.backbone.patch_size)
         return dataclasses.replace(self, image=image[0], plan=plan, _made={})
+
+    def take_smaller_batches(self, window_batch: int) -> None:
+        """Let fewer windows go through the network at once; those on their way start anew."""
+        object.__setattr__(self, "window_batch", window_batch)
+        self.__dict__.pop("trunks", None)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What several readers want of this image, such as its masks, made for the first of them."""

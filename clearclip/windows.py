@@ -5,6 +5,7 @@ original image are all linear, and each is a product of a row and a column opera
 `rows @ scores @ columns.T` for every query, with two small matrices that depend on the geometry alone.
 """
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -164,19 +165,33 @@ def tile(scores: Tensor, plan: Plan) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Taps:
+    """The entries of an operator [H, a] that are not 0, and others that are, up to t in each row."""
+
+    sources: Tensor  # [H, t], int64, of 0 … a − 1
+    weights: Tensor  # [H, t]
+
+    @classmethod
+    def of(cls, operator: Tensor, taps: int) -> "Taps":
+        """Of an operator no row of which has more than `taps` entries that are not 0."""
+        sources = operator.abs().topk(taps, dim=1).indices.sort(dim=1).values
+        return cls(sources, operator.gather(1, sources))
+
+
+@dataclass(frozen=True)
 class Maps:
     """Scores of a whole image [Q, H, W], as the product `rows` · `scores` · `columns`ᵀ that is their upsampling."""
 
     scores: Tensor  # [Q, a, b]
     rows: Tensor  # [H, a]
     columns: Tensor  # [W, b]
-    taps: int | None = None  # no row of `rows` has more entries that are not 0
+    taps: Taps | None = None  # `rows` once more, for a GPU's fused kernel
 
     @classmethod
     def of(cls, scores: Tensor) -> "Maps":
         """Of scores [Q, H, W] that have their full size."""
         rows, columns = (torch.eye(side, device=scores.device) for side in scores.shape[1:])
-        return cls(scores, rows, columns, taps=1)
+        return cls(scores, rows, columns)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -202,14 +217,29 @@ class Stitcher:
         """Window scores [n·m, Q, h, w] of an image to its maps at `shape` (H, W)."""
         h, w = scores.shape[2:]
         rows, columns = self._operator(plan.rows, h, shape[0]), self._operator(plan.columns, w, shape[1])
-        return Maps(tile(scores, plan), rows, columns, taps(plan.rows, h))
+        return Maps(tile(scores, plan), rows, columns, self._taps(plan.rows, h, shape[0]))
 
     def resized(self, scores: Tensor, shape: tuple[int, int]) -> Maps:
         """Scores [Q, h, w] of a whole image to its maps at `shape` (H, W), bilinear."""
         h, w = scores.shape[1:]
         rows, columns = (self._operator(whole_axis(n), n, side) for n, side in ((h, shape[0]), (w, shape[1])))
-        return Maps(scores, rows, columns, taps(whole_axis(h), h))
+        return Maps(scores, rows, columns, self._taps(whole_axis(h), h, shape[0]))
 
     def _operator(self, axis: Axis, patches: int, target: int) -> Tensor:
         key = (axis, patches, target)
         return self._operators.get(key, lambda: stitch_operator(*key).to(self.device))
+
+    def _taps(self, axis: Axis, patches: int, target: int) -> Taps | None:
+        if self.device.type != "cuda":
+            return None
+
+        def make(part: str) -> Tensor:  # on the CPU: which entries are 0 is nothing to ask a GPU
+            found: Tensor = getattr(Taps.of(stitch_operator(axis, patches, target), taps(axis, patches)), part)
+            return found.to(self.device)
+
+        return Taps(
+            *(
+                self._operators.get((part, axis, patches, target), functools.partial(make, part))
+                for part in ("sources", "weights")
+            )
+        )

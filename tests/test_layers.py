@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "clearclip"
 ORDER = [  # each module or folder imports only those before it
-    "_namesake", "errors", "paths", "tensors", "registry", "state", "offline", "images", "weights", "trunk",
-    "backbones", "vision", "vocabulary", "other", "text", "attention", "windows", "view", "masks", "kernels", "decode",
+    "_namesake", "errors", "paths", "tensors", "kernels", "fused", "registry", "state", "offline", "images", "weights",
+    "trunk", "backbones", "vision", "vocabulary", "other", "text", "attention", "windows", "view", "masks", "decode",
     "refine", "methods", "spec", "visualize", "coco", "segmentation", "segmenter", "video", "config", "evaluation",
     "cli", "__main__",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from clearclip.backbones import register
 from clearclip.backbones.base import Backbone, Block, resize_position_embedding
 from clearclip.errors import UserError
+from clearclip.fused import fused
 from clearclip.state import load_state_dict
 from clearclip.trunk import QKV
 from clearclip.weights import COMMON, Checkpoint, find_checkpoint
@@ -40,11 +41,13 @@ class OpenCLIPBlock(Block):
     def mlp(self, tokens: Tensor) -> Tensor:
         module = self.module
         hidden = module.mlp.c_fc(module.ln_2(tokens))
-        if type(module.mlp.gelu).__name__ == "QuickGELU":
+        if type(module.mlp.gelu).__name__ != "QuickGELU":
+            hidden = module.mlp.gelu(hidden)
+        elif not torch.compiler.is_compiling() and (kernel := fused("quick_gelu_", hidden.device)):
+            hidden = kernel(hidden)
+        else:
             # x · sigmoid(1.702 x) is silu(1.702 x) / 1.702; OpenCLIP's allocates the hidden width three times.
             hidden = F.silu(hidden.mul_(1.702), inplace=True).div_(1.702)
-        else:
-            hidden = module.mlp.gelu(hidden)
         return module.ls_2(module.mlp.c_proj(hidden))
 
 

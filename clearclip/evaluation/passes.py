@@ -37,6 +37,7 @@ from clearclip.segmenter import Segmenter, look_together
 from clearclip.text import Queries
 
 GEOMETRY = ("short_side", "resize", "crop", "stride", "two_steps", "window_batch")  # what runs of a pass have in common
+SIGNLESS = 2**31 - 1
 EDGE = 4096  # bytes at both ends of a file that tell one picture from another
 
 
@@ -231,7 +232,7 @@ def load(one: Pass, picture: Picture) -> tuple[Picture, Loaded]:
             image = {key: results[key] for key in ("img", "img_shape", "ori_shape")}
             for step in rest:
                 results = step(results)
-            loaded[position] = results
+            loaded[position] = {**results, "truth": narrow(results["data_samples"].gt_sem_seg.data[0])}
         except Exception as error:  # ends the runs of this benchmark alone
             loaded[position] = error
     return picture, loaded
@@ -325,7 +326,7 @@ def _count_alike(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]])
         for view, one, (_, loaded) in zip(views, dense, batch):
             labels = work.segmenter.decode(view, one, work.queries, work.decoder).labels
             inputs, sample = loaded[work.position]["inputs"], loaded[work.position]["data_samples"]
-            truth, evaluators = sample.gt_sem_seg.data[0], work.benchmark.evaluators
+            truth, evaluators = loaded[work.position]["truth"], work.benchmark.evaluators
             known = truth.to(labels.device, non_blocking=True)
             counts.append(count(labels, known, len(work.benchmark.classes), evaluators.ignore_index, one.finite))
             kept = evaluators.see(inputs, sample, labels)
@@ -349,15 +350,24 @@ def count(labels: Tensor, truth: Tensor, classes: int, ignore_index: int, finite
     First those of ground truth × prediction, the last column being predictions that are no class; then of labels in
     the ground truth that are neither classes nor ignored; then whether the scores were finite.
     """
-    truth, labels = truth.int(), labels.int()
-    known = (truth >= 0) & (truth < classes)
-    predicted = torch.where((labels >= 0) & (labels < classes), labels, classes)
     cells = classes * (classes + 1)
-    index = torch.where(known, truth * (classes + 1) + predicted, cells)
-    index = torch.where(truth == ignore_index, cells + 1, index)
+    known, predicted = (_class_or_more(labels_, classes) for labels_ in (truth, labels))
+    index = predicted.add_(known, alpha=classes + 1).clamp_(max=cells)
+    index.masked_fill_(truth == ignore_index, cells + 1)
     counts = tally(index.flatten().long(), cells + 2)
     counts[cells + 1] = finite.long()
     return counts
+
+
+def _class_or_more(labels: Tensor, classes: int) -> Tensor:
+    """Labels as int32 of their own, all that are no class as `classes`; without its sign a negative number is large."""
+    return (labels.int() & SIGNLESS).clamp_(max=classes)
+
+
+def narrow(labels: Tensor) -> Tensor:
+    """Labels in one byte each where they fit, as fewer are quicker to bring to a device."""
+    small = labels.to(torch.uint8)
+    return small if torch.equal(small.to(labels.dtype), labels) else labels
 
 
 def _record(

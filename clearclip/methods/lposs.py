@@ -17,6 +17,7 @@ from clearclip.decode import Decoder, LabelDecoder
 from clearclip.methods import Method, register, similarity
 from clearclip.methods.final_block import FinalBlock
 from clearclip.refine.propagation import ALPHA, NEIGHBOURS, Propagation
+from clearclip.tensors import TensorCache
 from clearclip.trunk import Trunk
 from clearclip.view import View
 from clearclip.vision import ValueEyes, hashes
@@ -72,6 +73,7 @@ class ClassDecoder:
 
     def __init__(self, decoder: LabelDecoder, query_class: tuple[int, ...]):
         self.decoder, self.query_class = decoder, query_class
+        self._tables = TensorCache(1 << 20)
 
     @property
     def num_classes(self) -> int:
@@ -86,7 +88,8 @@ class ClassDecoder:
     def merged(self, maps: Maps) -> Maps:
         """Maps of all queries [Q, H, W] to those of the classes [C, H, W]."""
         scores = maps.scores
-        classes = torch.tensor(self.query_class, device=scores.device)[:, None, None].expand_as(scores)
+        classes = self._tables.get(scores.device, lambda: torch.tensor(self.query_class, device=scores.device))
+        classes = classes[:, None, None].expand_as(scores)
         out = scores.new_empty(self.num_classes, *scores.shape[1:])
         return replace(maps, scores=out.scatter_reduce(0, classes, scores, "amax", include_self=False))
 

@@ -9,7 +9,7 @@ Not run with real weights: parts and chain agree with an independent implementat
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from clearclip.decode import DEVICE_BAND_BYTES
 from clearclip.errors import UserError
 from clearclip.methods import Method, register
 from clearclip.refine.scga import aggregate
+from clearclip.tensors import TensorCache
 from clearclip.trunk import Trunk
 from clearclip.view import View
 from clearclip.windows import Maps, average, covering_shape
@@ -86,6 +87,7 @@ class DenoisingDecoder:
     logit_scale: float
     threshold: float = 0.0
     denoise: float = 0.5
+    _tables: TensorCache = field(default_factory=lambda: TensorCache(1 << 20), init=False, repr=False, compare=False)
 
     @property
     def num_classes(self) -> int:
@@ -107,7 +109,8 @@ class DenoisingDecoder:
     def _denoised(self, maps: Maps) -> Maps:
         """Maps [C, H, W] of class probabilities, those of absent classes 0."""
         scores = maps.scores.float().mul(self.logit_scale).softmax(dim=0)
-        classes = torch.tensor(self.query_class, device=scores.device)[:, None, None].expand_as(scores)
+        classes = self._tables.get(scores.device, lambda: torch.tensor(self.query_class, device=scores.device))
+        classes = classes[:, None, None].expand_as(scores)
         empty = scores.new_zeros(self.num_classes, *scores.shape[1:])
         merged = Maps(empty.scatter_reduce(0, classes, scores, "amax"), maps.rows, maps.columns)
         if not self.denoise:

@@ -171,7 +171,9 @@ class SAMAttention:
         """
         model, attn = self.model, self.model.blocks[-1].attn
         tokens = model.patch_embed(self.square(image, attn.qkv.weight)[None]) + model.pos_embed  # [1, G, G, D]
-        tokens = model.blocks[-1].norm1(model.blocks[:-1](model.norm_pre(tokens))).flatten(1, 2)  # [1, G·G, D]
+        with tokens.device:  # where timm makes the indices of each block's relative positions
+            tokens = model.blocks[:-1](model.norm_pre(tokens))
+        tokens = model.blocks[-1].norm1(tokens).flatten(1, 2)  # [1, G·G, D]
         q, k, v = attn.qkv(tokens)[0].unflatten(-1, (3, attn.num_heads, -1)).permute(1, 2, 0, 3)  # [heads, G·G, d]
         height, width = (side // self.patch for side in fit(image.shape[1:], self.square.side))
         inside = functools.partial(_inside, grid=self.grid, height=height, width=width)

@@ -87,7 +87,7 @@ class LPP(Refinement):
 
     def __call__(self, view: View, maps: Maps, queries: Queries) -> Maps:
         scores = at_size_of_image(view, maps)  # [Q, h, w]
-        graph = PixelGraph.of(view.image.to(scores) / 255, self.reach, self.tau)
+        graph = PixelGraph.of(view.uploaded.to(scores) / 255, self.reach, self.tau)
         size = CHUNK_BYTES if scores.device.type == "cpu" else DEVICE_CHUNK_BYTES
         parts = scores.split(max(1, size // (4 * scores[0].numel())))
         return view.stitcher.resized(torch.cat([propagate(graph, part, self.alpha) for part in parts]), maps.shape)
@@ -123,7 +123,10 @@ def at_size_of_image(view: View, maps: Maps) -> Tensor:
     shape = tuple(view.image.shape[1:])
     if tuple(maps.scores.shape[1:]) == shape:
         return maps.scores.float()
-    rows, columns = (resize_matrix(source, target).to(maps.rows) for source, target in zip(maps.shape, shape))
+    rows, columns = (
+        view.backbone.constants.get(("resize", *pair), lambda pair=pair: resize_matrix(*pair).to(maps.rows.device))  # type: ignore[misc]
+        for pair in zip(maps.shape, shape)
+    )
     return (rows @ maps.rows) @ maps.scores.float() @ (columns @ maps.columns).T
 
 

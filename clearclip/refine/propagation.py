@@ -141,7 +141,7 @@ class PixelGraph:
 
         The weight of an edge is exp(−‖difference in Lab‖ / τ), its coordinates divided by (100, 128, 128).
         """
-        colours = lab(image) / torch.tensor(LAB_RANGE, device=image.device)[:, None, None]
+        colours = torch.stack([part / extent for part, extent in zip(lab(image), LAB_RANGE)])
         height, width = image.shape[1:]
         down, across = range(min(reach, height - 1) + 1), range(-min(reach, width - 1), min(reach, width - 1) + 1)
         offsets = [(y, x) for y in down for x in across if (y, x) > (0, 0)]
@@ -182,8 +182,8 @@ def inverse_root(degree: Tensor) -> Tensor:
 def lab(image: Tensor) -> Tensor:
     """CIE L*a*b* [3, h, w] (L in 0..100) of an sRGB image [3, h, w] in 0..1, for the white D65."""
     linear = torch.where(image > 0.04045, ((image + 0.055) / 1.055) ** 2.4, image / 12.92)
-    matrix, white = torch.tensor(XYZ, device=image.device), torch.tensor(WHITE, device=image.device)
-    xyz = torch.tensordot(matrix, linear, 1) / white[:, None, None]
+    red, green, blue = linear
+    xyz = torch.stack([(r * red + g * green + b * blue) / white for (r, g, b), white in zip(XYZ, WHITE)])
     f = torch.where(xyz > 0.008856, xyz ** (1 / 3), 7.787 * xyz + 4 / 29)
     x, y, z = f
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])

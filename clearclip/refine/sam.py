@@ -279,8 +279,9 @@ class SAMNetwork:
 
     def encode(self, image: Tensor) -> Tensor:
         """An image [3, H, W], uint8, to its embedding [1, C, G, G]."""
-        like = self.model.vision_encoder.pos_embed
-        return self.model.get_image_embeddings(self.square(image, like)[None])
+        pixels = self.square(image, self.model.vision_encoder.pos_embed)[None]
+        with self.device:  # where transformers makes the indices of each block's relative positions
+            return self.model.get_image_embeddings(pixels)
 
     def through_neck(self, features: Tensor) -> Tensor:
         """What stands for the output of SAM's ViT, [G, G, D'], to an embedding [1, C, G, G]."""
@@ -351,12 +352,16 @@ class Square:
 
     def __call__(self, image: Tensor, like: Tensor) -> Tensor:
         """An image [3, H, W], uint8, to [3, side, side] in the type of `like` and on its device."""
+        pixels = self.fitted(image).to(like.device).permute(2, 0, 1)
+        self.mean, self.std = self.mean.to(like.device), self.std.to(like.device)
+        margins = (0, self.side - pixels.shape[2], 0, self.side - pixels.shape[1])
+        return F.pad((pixels - self.mean) / self.std, margins).to(like.dtype)
+
+    def fitted(self, image: Tensor) -> Tensor:
+        """An image [3, H, W], uint8, resized into the square: [h, w, 3], on the CPU."""
         height, width = fit(image.shape[1:], self.side)
         picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-        pixels = np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
-        self.mean, self.std = self.mean.to(like.device), self.std.to(like.device)
-        normal = (torch.from_numpy(pixels).to(like.device).permute(2, 0, 1) - self.mean) / self.std
-        return F.pad(normal, (0, self.side - width, 0, self.side - height)).to(like.dtype)
+        return torch.from_numpy(np.array(picture.resize((width, height), Image.Resampling.BILINEAR)))
 
 
 register(

@@ -73,8 +73,9 @@ def propagate(image: Tensor, scores: Tensor, weights: Tensor, steps: int = 25) -
     def agreement(one: Tensor, other: Tensor) -> Tensor:
         return torch.einsum("q,qhw,qhw->hw", weights, one, other).clamp(0, 1)
 
+    red, green, blue = GREY
     anchor = confidence**2 * (1 + agreement(probabilities, probabilities))  # C, [h, w]
-    grey = torch.einsum("c,chw->hw", image.new_tensor(GREY), image)
+    grey = red * image[0] + green * image[1] + blue * image[2]
     down = edges(grey[1:] - grey[:-1], agreement(probabilities[:, 1:], probabilities[:, :-1]))  # [h − 1, w]
     right = edges(grey[:, 1:] - grey[:, :-1], agreement(probabilities[..., 1:], probabilities[..., :-1]))  # [h, w − 1]
 
