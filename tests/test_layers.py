@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "clearclip"
 ORDER = [  # each module or folder imports only those before it
-    "_namesake", "errors", "paths", "tensors", "registry", "state", "offline", "images", "weights", "trunk",
+    "_namesake", "errors", "paths", "tensors", "registry", "state", "offline", "images", "weights", "products",
+    "trunk",
     "backbones", "vision", "vocabulary", "text", "attention", "windows", "view", "masks", "kernels", "decode", "refine",
     "methods", "spec", "segmenter", "config", "visualize", "evaluation", "cli",
     "__main__",
