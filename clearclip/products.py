@@ -18,6 +18,7 @@ from collections.abc import Callable, MutableMapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
 FEW_THREADS = 4  # up to so many, the products of one window's attention keep all of them busy
@@ -132,6 +133,7 @@ def _takes(x: Tensor, y: Tensor) -> bool:
         and type(y) in (Tensor, nn.Parameter)
         and x.numel() > 0
         and not torch.compiler.is_compiling()
+        and not is_in_torch_dispatch_mode()  # who counts operations counts PyTorch's
         and not (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad))
         and _knows(x.dtype)
     )
