@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip.errors import UserError
+from clearclip.products import attend
 from clearclip.trunk import Trunk
 
 Pair = tuple[Tensor, Tensor]
@@ -38,6 +39,20 @@ class Attention:
 
     terms: tuple[str, ...]
     gaussian: float | None = None
+
+    @functools.cached_property
+    def reads(self) -> str:
+        """Which of queries, keys and values it reads, such as "qv". A term that computes with any may read all."""
+        q, k, v = (torch.empty(1, 1, 2, 4, device="meta") for _ in "qkv")
+        letters = {"v"}
+        for term in self.terms:
+            try:
+                pair = find_term(term)(q, k, v, 1)  # type: ignore[misc]
+            except Exception:  # a term of one's own that computes what cannot be without values
+                return "qkv"
+            for part in pair or ():
+                letters.update([letter for letter, x in zip("qkv", (q, k, v)) if x is part] or "qkv")
+        return "".join(sorted(letters, key="qkv".index))
 
     @classmethod
     def parse(cls, text: str) -> "Attention":
@@ -160,8 +175,7 @@ def _average(term: str, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sc
     if pair is None:
         return v
     x, y = pair
-    bias = None if bias is None else bias.to(x)
-    return F.scaled_dot_product_attention(x, y, v.to(x), attn_mask=bias, scale=scale).to(v)
+    return attend(x, y, v.to(x), bias, scale).to(v)
 
 
 def self_correlating_output(trunk: Trunk, scale: float = 10.0) -> Tensor:
@@ -171,7 +185,7 @@ def self_correlating_output(trunk: Trunk, scale: float = 10.0) -> Tensor:
     softmax(scale · cosine) of its heads where that is not negative (RADSeg, arXiv 2511.19704).
     """
     block, (q, k, v) = trunk.backbone.blocks[-1], trunk.qkv()
-    first = block.merge_heads(F.scaled_dot_product_attention(q, k, v))  # [B, P+N, D]
+    first = block.merge_heads(attend(q, k, v))  # [B, P+N, D]
     unit = F.normalize(first.float().unflatten(-1, (block.heads, -1)).transpose(1, 2), dim=-1)  # [B, heads, P+N, d]
     weights = similarity_attention(unit @ unit.transpose(-1, -2), beta=0, gamma=scale)
     tokens = trunk.tokens() + block.attention_output(weights.to(v) @ v)

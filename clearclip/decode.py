@@ -11,10 +11,11 @@ from torch import Tensor
 
 from clearclip.fused import fused
 from clearclip.tensors import TensorCache
-from clearclip.windows import Maps
+from clearclip.windows import LateMaps, Maps
 
 BAND_BYTES = 1 << 20  # of scores at once on a CPU, whose second-level cache should hold them
 DEVICE_BAND_BYTES = 64 << 20  # elsewhere, where a launch costs more than memory does
+LATE_BYTES = 64 << 20  # of maps at full size that are made late
 BAND_ROWS = 32  # so many at once let the matrix product reuse what it reads
 
 
@@ -92,6 +93,8 @@ class Decoder:
         # neither synonyms nor softmax nor logit_scale change which one that is.
         order = sorted(range(len(self.query_class)), key=lambda q: self.query_class[q])
         dtype = torch.uint8 if self.num_classes <= 256 else torch.int16
+        if isinstance(maps, LateMaps):
+            return self._late_labels(maps, order, threshold, kept).to(dtype)
         scores, device = maps.scores.float().permute(1, 2, 0), maps.scores.device  # [a, b, Q]
         if order != list(range(len(order))):
             scores = scores[..., self._table("order", order, torch.int64, device)]
@@ -118,6 +121,25 @@ class Decoder:
                 label.masked_fill_(1 / share < threshold, 0)
             labels[y, x] = label
         return labels
+
+    def _late_labels(self, maps: LateMaps, order: list[int], threshold: float, kept: Tensor | None) -> Tensor:
+        """As `_labels`, by the best query so far, its score, and Σ exp(score − best score) over all so far."""
+        best = torch.full(maps.shape, -torch.inf, device=maps.maps.scores.device)
+        labels, total = torch.zeros_like(best, dtype=torch.int32), torch.zeros_like(best)
+        size = max(1, LATE_BYTES // best.nbytes)
+        for some in (order[first : first + size] for first in range(0, len(order), size)):
+            for query, scores in zip(some, maps.part(some)):
+                label = self.query_class[query]
+                better = scores > best  # the first of equals stays
+                if kept is not None:
+                    better &= kept[label]
+                highest = torch.where(better, scores, best)
+                if threshold > 0:
+                    total *= ((best - highest) * self.logit_scale).exp()
+                    total += ((scores - highest) * self.logit_scale).exp()
+                labels.masked_fill_(better, label)
+                best = highest
+        return labels.masked_fill_(1 / total < threshold, 0) if threshold > 0 else labels
 
     def probabilities(self, maps: Maps) -> Tensor:
         """Class probabilities [C, H, W] in float32, before any threshold. This does store what `labels` avoids."""

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Collection, Hashable
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
 from torch import Tensor
+
+from clearclip.products import attend
 
 if TYPE_CHECKING:
     from clearclip.backbones.base import Backbone, Block
@@ -34,7 +35,7 @@ class Trunk:
         self.prefix = backbone.prefix_tokens
         self.keep = frozenset(self._index(block) for block in keep)
         self._tokens: dict[int, Tensor] = {}
-        self._qkv: dict[int, QKV] = {}
+        self._parts: dict[int, dict[str, Tensor]] = {}  # of qkv, by block and letter
         self._attention: dict[int, Tensor] = {}
         self._made: dict[Hashable, Tensor] = {}
         self._others: dict[str, Trunk] = {}
@@ -67,12 +68,18 @@ class Trunk:
         """Patch tokens [B, N, D] that enter a block."""
         return self.tokens(block)[:, self.prefix :]
 
-    def qkv(self, block: int = -1) -> QKV:
-        """Queries, keys and values [B, heads, P+N, d] of a block."""
+    def qkv(self, block: int = -1, only: str = "qkv") -> QKV:
+        """Queries, keys and values [B, heads, P+N, d] of a block.
+
+        Those that are not in `only`, such as "qv", are not computed for it: in place of one that nobody else has asked
+        for stands a tensor of its shape without values, on the device "meta", with which nothing can be computed.
+        """
         block = self._index(block)
-        if block not in self._qkv:
-            self._qkv[block] = self.block(block).qkv(self.tokens(block))
-        return self._qkv[block]
+        known = self._parts.setdefault(block, {})
+        if missing := "".join(letter for letter in "qkv" if letter in only and letter not in known):
+            known.update(zip(missing, self.block(block).parts(self.tokens(block), missing)))
+        nothing = next(iter(known.values())).to("meta")
+        return known.get("q", nothing), known.get("k", nothing), known.get("v", nothing)
 
     def attention(self, block: int = -1) -> Tensor:
         """Attention of a block as trained, softmax(q kᵀ / √d), [B, heads, P+N, P+N], float32."""
@@ -123,13 +130,13 @@ class Trunk:
 
     def _run(self, index: int, tokens: Tensor) -> Tensor:
         """Tokens through a block, with what is known of it already; what nobody will come back to is given up."""
-        if index not in self._qkv:
+        if index not in self._parts:
             return self.backbone.run(index, tokens, self.grid)
-        block, (q, k, v) = self.block(index), self._qkv[index]
+        block, (q, k, v) = self.block(index), self.qkv(index)
         known = self._attention.get(index)
-        mixed = F.scaled_dot_product_attention(q, k, v) if known is None else known.to(v) @ v
+        mixed = attend(q, k, v) if known is None else known.to(v) @ v
         if index not in self.keep and index + 1 < len(self.backbone.blocks):
-            del self._qkv[index]
+            del self._parts[index]
             self._attention.pop(index, None)
         tokens = tokens + block.attention_output(mixed)
         return tokens + block.mlp(tokens)

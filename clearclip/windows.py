@@ -7,7 +7,8 @@ original image are all linear, and each is a product of a row and a column opera
 
 import functools
 import itertools
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -201,6 +202,44 @@ class Maps:
     def full(self) -> Tensor:
         """Scores [Q, H, W], float32: all of them in memory at once."""
         return self.rows @ self.scores.float() @ self.columns.T
+
+
+class LateMaps(Maps):
+    """Maps that are made some queries at a time, for all of them at full size would fill the memory.
+
+    They are `change` of those of `maps`, [n, H, W] to the same, which looks at each query alone. Whoever takes them for
+    plain `Maps` has all of them made.
+    """
+
+    maps: Maps
+    change: Callable[[Tensor], Tensor]
+
+    def __init__(self, maps: Maps, change: Callable[[Tensor], Tensor]):
+        for name, value in (("maps", maps), ("change", change), ("taps", 1)):
+            object.__setattr__(self, name, value)  # `Maps` are frozen
+
+    def part(self, queries: Sequence[int]) -> Tensor:
+        """The maps [n, H, W] of some queries, float32."""
+        return self.change(replace(self.maps, scores=self.maps.scores[list(queries)]).full())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.maps.shape
+
+    @functools.cached_property
+    def scores(self) -> Tensor:  # type: ignore[override]
+        return self.part(range(len(self.maps.scores)))
+
+    @functools.cached_property
+    def rows(self) -> Tensor:  # type: ignore[override]
+        return torch.eye(self.shape[0], device=self.maps.scores.device)
+
+    @functools.cached_property
+    def columns(self) -> Tensor:  # type: ignore[override]
+        return torch.eye(self.shape[1], device=self.maps.scores.device)
+
+    def full(self) -> Tensor:
+        return self.scores
 
 
 class Stitcher:

@@ -99,6 +99,12 @@ def _isolated(monkeypatch, tmp_path_factory):
     monkeypatch.delenv("CLEARCLIP_DATA", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def _single_precision(monkeypatch):
+    """`auto` is float32 on every CPU, so that digits are the same; a program that a test starts is told so."""
+    monkeypatch.setattr("clearclip.backbones.bfloat16_pays", lambda: False)
+
+
 @pytest.fixture
 def run_program(tmp_path):
     """`run_program(*command, cwd=tmp_path, **variables)`: run a program as its user does, on the CPU, to its end."""

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "clearclip"
 ORDER = [  # each module or folder imports only those before it
     "_namesake", "errors", "paths", "tensors", "kernels", "fused", "registry", "state", "offline", "images", "weights",
-    "trunk", "backbones", "vision", "vocabulary", "other", "text", "attention", "windows", "view", "masks", "decode",
-    "refine", "methods", "spec", "visualize", "coco", "segmentation", "segmenter", "video", "config", "evaluation",
-    "cli", "__main__",
+    "products", "trunk", "backbones", "vision", "vocabulary", "other", "text", "attention", "windows", "view", "masks",
+    "decode", "refine", "methods", "spec", "visualize", "coco", "segmentation", "segmenter", "video", "config",
+    "evaluation", "cli", "__main__",
 ]  # fmt: skip
 EXCEPTIONS = {
     ("trunk", "backbones"): "the type of an argument, which is imported for type checkers alone",

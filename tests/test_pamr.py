@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 import clearclip.refine.pamr as module
 from clearclip import Segmenter
 from clearclip.refine.pamr import affinity, pamr
+from clearclip.windows import LateMaps
 
 DILATIONS = st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True)
 
@@ -128,3 +129,34 @@ def test_a_suffix_refines_the_scores_of_any_method(tiny_backbone):
     assert np.array_equal(refined.labels, refined.scores.argmax(axis=0))
     assert not np.allclose(refined.scores, plain.scores, atol=1e-4)
     assert np.allclose(refined.scores.sum(axis=0), 1, atol=0.5)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"threshold": 0.2}, {"area_threshold": 0.1}, {"threshold": 0.2, "area_threshold": 0.1}], ids=str
+)
+@pytest.mark.parametrize("names", [list("abcdefg"), ["a", "b, c", "d, e, f", "g"]], ids=["classes", "synonyms"])
+def test_scores_that_do_not_fit_are_refined_some_at_a_time(names, options, make, monkeypatch):
+    """To the labels that all of them at once give; who asks for probabilities gets these, too."""
+    segmenter = make("ClearCLIP+PAMR:iterations=2", **options)
+    image = noise(3, 70, 90)
+    expected = segmenter(image, names, scores=True)
+    monkeypatch.setattr(module, "SCORE_BYTES", 0)
+    monkeypatch.setattr("clearclip.decode.LATE_BYTES", 3 * 4 * 70 * 90)
+    made, part = [], LateMaps.part
+    monkeypatch.setattr(LateMaps, "part", lambda maps, some: made.append(len(some)) or part(maps, some))
+    actual = segmenter(image, names)
+    assert max(made) == 3
+    assert actual.labels.dtype == expected.labels.dtype
+    assert np.array_equal(actual.labels, expected.labels)
+    again = segmenter(image, names, scores=True)
+    assert np.array_equal(again.scores, expected.scores)
+
+
+def test_what_follows_late_maps_has_all_of_them(make, monkeypatch):
+    image = noise(3, 70, 90)
+    for method in ("ClearCLIP+PAMR:iterations=2+TLP", "CLIPer+PAMR:iterations=2"):
+        segmenter = make(method)
+        expected = segmenter(image, list("abcdefg")).labels
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "SCORE_BYTES", 0)
+            assert np.array_equal(segmenter(image, list("abcdefg")).labels, expected)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearclip.errors import UserError, one_line
+from clearclip.products import attend, quicken
 from clearclip.state import content_hash, overflowing
 from clearclip.tensors import TensorCache
 from clearclip.trunk import QKV, Trunk
@@ -40,6 +41,11 @@ class Block:
         """Queries, keys and values, each [B, heads, T, d], for the tokens [B, T, D] that enter."""
         raise NotImplementedError
 
+    def parts(self, tokens: Tensor, letters: str) -> list[Tensor]:
+        """Those of `qkv` that `letters` name, such as "qv", each [B, heads, T, d], and no more where a block can."""
+        named = dict(zip("qkv", self.qkv(tokens)))
+        return [named[letter] for letter in letters]
+
     def attention_output(self, mixed: Tensor) -> Tensor:
         """Mixed values [B, heads, T, d] through the output projection: [B, T, D], the skip not included."""
         return self.layer_scale(self.merge_heads(mixed))
@@ -57,11 +63,8 @@ class Block:
         raise NotImplementedError
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """The block as trained, [B, T, D] to the same.
-
-        On a CPU this is faster than nn.MultiheadAttention, whose inference path stores the attention weights.
-        """
-        tokens = tokens + self.attention_output(F.scaled_dot_product_attention(*self.qkv(tokens)))
+        """The block as trained, [B, T, D] to the same."""
+        tokens = tokens + self.attention_output(attend(*self.qkv(tokens)))
         return tokens + self.mlp(tokens)
 
 
@@ -188,7 +191,7 @@ class Backbone(nn.Module):
                 f"{self.checkpoint.path}: {name} has numbers too large for {str(self.dtype).removeprefix('torch.')}; "
                 "use --precision fp32 or bf16"
             )
-        return tower.to(self.device, self.dtype).eval().requires_grad_(False)
+        return quicken(tower.to(self.device, self.dtype).eval().requires_grad_(False))
 
     @functools.cached_property
     def text_tower(self) -> Any:

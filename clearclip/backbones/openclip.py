@@ -11,6 +11,7 @@ from clearclip.backbones import register
 from clearclip.backbones.base import Backbone, Block, resize_position_embedding
 from clearclip.errors import UserError
 from clearclip.fused import fused
+from clearclip.products import linear
 from clearclip.state import load_state_dict
 from clearclip.trunk import QKV
 from clearclip.weights import COMMON, Checkpoint, find_checkpoint
@@ -28,9 +29,17 @@ class OpenCLIPBlock(Block):
 
     def qkv(self, tokens: Tensor) -> QKV:
         attn = self.module.attn
-        qkv = F.linear(self.norm(tokens), attn.in_proj_weight, attn.in_proj_bias)  # [B, T, 3·D]
+        qkv = linear(self.norm(tokens), attn.in_proj_weight, attn.in_proj_bias)  # [B, T, 3·D]
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
+
+    def parts(self, tokens: Tensor, letters: str) -> list[Tensor]:
+        if len(letters) == 3:
+            return super().parts(tokens, letters)
+        attn, normed, width = self.module.attn, self.norm(tokens), tokens.shape[-1]
+        firsts = ["qkv".index(letter) * width for letter in letters]
+        parts = (linear(normed, attn.in_proj_weight, attn.in_proj_bias, slice(i, i + width)) for i in firsts)
+        return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
 
     def merge_heads(self, mixed: Tensor) -> Tensor:
         return self.module.attn.out_proj(mixed.transpose(1, 2).flatten(2))

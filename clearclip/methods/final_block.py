@@ -29,7 +29,7 @@ class FinalBlock(Method):
         self.residual, self.feed_forward = residual, feed_forward
 
     def features(self, trunk: Trunk) -> Tensor:
-        mixed = mix(self.attention, *trunk.qkv(), trunk)  # [B, heads, P+N, d]
+        mixed = mix(self.attention, *trunk.qkv(only=self.attention.reads), trunk)  # [B, heads, P+N, d]
         return trunk.project(self.output(mixed, trunk)[:, trunk.prefix :])  # [B, h, w, dim]
 
     def output(self, mixed: Tensor, trunk: Trunk) -> Tensor:

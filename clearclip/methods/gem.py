@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clearclip.backbones import Backbone
 from clearclip.methods import Method, register
+from clearclip.products import attend
 from clearclip.trunk import Trunk
 
 
@@ -58,9 +59,9 @@ def self_self(x: Tensor, v: Tensor, sharpness: Tensor, iterations: int) -> Tenso
     """
     for _ in range(iterations):
         x = F.normalize(x, dim=-1)
-        x = F.scaled_dot_product_attention(x * sharpness, x, x, scale=1.0)
+        x = attend(x * sharpness, x, x, scale=1.0)
     x = F.normalize(x, dim=-1)
-    return F.scaled_dot_product_attention(x * sharpness, x, v, scale=1.0)
+    return attend(x * sharpness, x, v, scale=1.0)
 
 
 register(

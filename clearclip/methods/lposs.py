@@ -6,7 +6,6 @@ is the paper's LPOSS+, which then propagates between pixels.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +90,8 @@ class ClassDecoder:
         classes = self._tables.get(scores.device, lambda: torch.tensor(self.query_class, device=scores.device))
         classes = classes[:, None, None].expand_as(scores)
         out = scores.new_empty(self.num_classes, *scores.shape[1:])
-        return replace(maps, scores=out.scatter_reduce(0, classes, scores, "amax", include_self=False))
+        merged = out.scatter_reduce(0, classes, scores, "amax", include_self=False)
+        return Maps(merged, maps.rows, maps.columns, maps.taps)
 
 
 register(

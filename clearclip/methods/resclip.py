@@ -32,6 +32,7 @@ from clearclip.attention import logit_bias, mix_terms
 from clearclip.backbones import Backbone
 from clearclip.methods import Method, create_method, register, similarity
 from clearclip.methods.final_block import FinalBlock
+from clearclip.products import attend
 from clearclip.refine.pamr import pamr
 from clearclip.trunk import Trunk
 
@@ -103,7 +104,7 @@ class ResCLIP(Method):
             return None
         pairs = [trunk.qkv(index)[:2] for index in self.blocks]  # in the order of the blocks
         _, _, v = trunk.qkv()
-        parts = [F.scaled_dot_product_attention(q, k, v) for q, k in pairs]
+        parts = [attend(q, k, v) for q, k in pairs]
         return functools.reduce(torch.add, parts) / len(parts)
 
     def rewire(self, trunk: Trunk, residual: Tensor | None, feedback: Tensor | None = None) -> Tensor:

@@ -14,16 +14,17 @@ from clearclip.backbones import Backbone
 from clearclip.refine import Refinement, register
 from clearclip.text import Queries
 from clearclip.view import View
-from clearclip.windows import Maps
+from clearclip.windows import LateMaps, Maps
 
 CHUNK_BYTES = 4 << 20  # of maps at once
+SCORE_BYTES = 1 << 30  # of all queries at full size; where they need more, no more than some are there at a time
 CONTRAST = 0.1  # differences count in units of this share of the local standard deviation
 # The eight neighbours of a pixel, as rows and columns from it.
 NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
 
 
 class PAMR(Refinement):
-    """PAMR at the size of the labels, which holds all scores at that size.
+    """PAMR at the size of the labels, which holds the scores of all queries at that size, up to 1 GiB of them.
 
     Args:
         iterations: how often every pixel takes the mean of those around it.
@@ -38,7 +39,22 @@ class PAMR(Refinement):
 
     def __call__(self, view: View, maps: Maps, queries: Queries) -> Maps:
         pixels = view.resized_pixels(maps.shape)  # [3, H, W]
-        return Maps.of(pamr(pixels, maps.full(), self.iterations, self.dilations))
+        late = LateMaps(maps, Diffusion(pixels, self.iterations, self.dilations))
+        fits = 4 * len(maps.scores) * pixels[0].numel() <= SCORE_BYTES
+        return Maps.of(late.full()) if fits else late
+
+
+class Diffusion:
+    """PAMR of any maps [C, H, W] by one image [3, H, W], see `pamr`."""
+
+    def __init__(self, image: Tensor, iterations: int = 10, dilations: Sequence[int] = (8, 16)):
+        self.iterations, self.dilations = iterations, dilations
+        self.weights = affinity(image.float(), dilations)
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        maps = maps.float()
+        chunk = max(1, CHUNK_BYTES // (4 * maps[0].numel()))
+        return torch.cat([_diffuse(part, self.weights, self.iterations, self.dilations) for part in maps.split(chunk)])
 
 
 def pamr(image: Tensor, maps: Tensor, iterations: int = 10, dilations: Sequence[int] = (8, 16)) -> Tensor:
@@ -48,10 +64,7 @@ def pamr(image: Tensor, maps: Tensor, iterations: int = 10, dilations: Sequence[
     border the border's pixels are repeated. The result is linear in the maps and a weighted mean at every pixel,
     so that probabilities stay probabilities. Memory beyond the result is that of one map for each neighbour.
     """
-    maps = maps.float()
-    weights = affinity(image.float(), dilations)
-    chunk = max(1, CHUNK_BYTES // (4 * maps[0].numel()))
-    return torch.cat([_diffuse(part, weights, iterations, dilations) for part in maps.split(chunk)])
+    return Diffusion(image, iterations, dilations)(maps)
 
 
 def affinity(image: Tensor, dilations: Sequence[int]) -> Tensor:

@@ -97,7 +97,8 @@ def vit_operations(backbone, count, height, width, queries):
     attention = 8 * tokens * d * d + 4 * tokens * tokens * d
     feed_forward = 4 * tokens * d * backbone.blocks[0].module.mlp.c_fc.out_features
     embed, read = 6 * patches * backbone.patch_size**2 * d, 2 * patches * backbone.dim * (d + queries)
-    return count * (embed + blocks * attention + (blocks - 1) * feed_forward + read)
+    no_keys = 2 * tokens * d * d  # of the last block
+    return count * (embed + blocks * attention - no_keys + (blocks - 1) * feed_forward + read)
 
 
 # An image, stage by stage

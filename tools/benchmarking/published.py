@@ -4,13 +4,29 @@ Windows one by one, the last block run twice, scores of all classes at full size
 nothing kept.
 """
 
+import functools
+from unittest import mock
+
 import cv2
 import torch
 import torch.nn.functional as F
 
+from clearclip import products
 from clearclip.evaluation.segmentor import IoUMetric
 
 
+def by_pytorch(function):
+    """The same with PyTorch's own linear layers, of which `load_backbone` makes faster ones."""
+
+    @functools.wraps(function)
+    def plain(*args, **options):
+        with mock.patch.object(products, "_takes", return_value=False):
+            return function(*args, **options)
+
+    return plain
+
+
+@by_pytorch
 def published_text(backbone, names, templates):
     """[Q, dim]: class by class, each prompt at its full 77 tokens."""
     rows = []
@@ -64,6 +80,7 @@ def published_scores(visual, window, text):
     return (features @ text.T).transpose(1, 2).unflatten(2, grid)
 
 
+@by_pytorch
 def published_vit(visual, image, text, crop, stride):
     """The windows of an image [1, 3, h, w], one by one: where each lies, its padding to patches, its scores."""
     patch = visual.patch_size[0]
