@@ -14,7 +14,8 @@ PACKAGE = ROOT / "clearclip"
 ORDER = [  # each module or folder imports only those before it
     "_namesake", "errors", "paths", "tensors", "registry", "state", "offline", "images", "weights", "trunk",
     "backbones", "vision", "vocabulary", "text", "attention", "windows", "view", "masks", "kernels", "decode", "refine",
-    "methods", "spec", "segmenter", "config", "visualize", "evaluation", "cli",
+    "methods", "spec", "segmenter", "config", "visualize", "analysis", "evaluation",
+    "cli",
     "__main__",
 ]  # fmt: skip
 EXCEPTIONS = {
@@ -24,7 +25,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERED = [path for path in FILES if path != PACKAGE / "__init__.py"]  # that one names what is public, by strings
 HEAVY = {"cv2", "matplotlib", "mmcv", "mmengine", "mmseg", "numpy", "open_clip", "timm", "torch", "transformers"}
 # What a part of the package may import besides requirements/core.txt; all else is an extra that this part is for.
-EXTRAS = {"evaluation": "eval", "refine/diffusion.py": "diffusion", "cli/app.py": "app", "cli/export.py": "export"}
+EXTRAS = {
+    "analysis/figures.py": "analysis",
+    "evaluation": "eval",
+    "refine/diffusion.py": "diffusion",
+    "cli/app.py": "app",
+    "cli/export.py": "export",
+}
 DISTRIBUTIONS = packages_distributions()  # cv2 to ["opencv-python"]
 UNDECLARED = {"triton": "PyTorch brings it where there are GPUs for it"}
 

@@ -8,6 +8,7 @@ from clearclip.errors import UserError, program
 
 COMMANDS = {  # each a module of this package
     "segment": "segment pictures into anything that you can name",
+    "analyze": "figures and arrays of why a patch gets its class",
     "eval": "evaluate a method on one benchmark and record the result",
     "table": "evaluate methods on benchmarks and print one table",
     "merge": "merge what shards or machines have counted, and say what is missing",
