@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clearclip import windows
 from clearclip.backbones import Backbone, choose_device, choose_precision, load_backbone
+from clearclip.calibration import Calibration
 from clearclip.decode import Decoded, LabelDecoder
 from clearclip.errors import UserError
 from clearclip.images import MAX_PIXELS, read_image, resize_patches, resize_short, resized_shape
@@ -74,6 +75,8 @@ class Segmenter:
         text_names: which row of `text_embeddings` a name takes that is written otherwise there: {name: row's name}, or
             a JSON file of it.
         refinements: what follows those that `method` names.
+        calibration: offsets and a threshold fitted on labelled images, see `clearclip.calibration`; results are then
+            no longer training-free.
 
     Raises:
         UserError: for unknown names, settings that cannot be, weights that cannot be found and damaged files.
@@ -102,13 +105,17 @@ class Segmenter:
         temperature: float | None = None,
         refinements: Sequence[Refinement] = (),
         text_names: Mapping[str, str] | str | Path | None = None,
+        calibration: str | Path | Calibration | None = None,
     ):
         scale = {"logit_scale": logit_scale} if temperature is None else {"temperature": temperature}
         settings = dict(short_side=short_side, crop=crop, stride=stride, window_batch=window_batch, resize=resize)
         thresholds = dict(threshold=threshold, area_threshold=area_threshold)
         check_settings(settings | scale | thresholds | dict(two_steps=two_steps))
+        if calibration is not None and not isinstance(calibration, Calibration):
+            calibration = Calibration.load(calibration)
         if isinstance(method, str):
             method = Spec.parse(method)  # what is wrong should not wait for the weights
+        written = str(method) if isinstance(method, Spec) else None
         if not isinstance(method, Spec | Method):
             raise UserError(f"method must be a name of list_methods() or a Method, not {method!r}")
         if isinstance(method, Method):
@@ -142,6 +149,9 @@ class Segmenter:
         self.threshold, self.area_threshold = threshold, area_threshold
         self.window_batch = window_batch or WINDOW_BATCH[self.device.type]
         self.stitcher = Stitcher(self.device)
+        self.calibration = calibration
+        if calibration is not None:
+            calibration.check_settings(self.settings | ({} if written is None else {"method": written}))
 
     @overload
     def __call__(
@@ -203,8 +213,21 @@ class Segmenter:
             )
         return results if several else results[0]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its scores depend on besides method and text, for JSON."""
+        keys = ("short_side", "crop", "stride", "two_steps", "logit_scale")
+        return {
+            "backbone": self.backbone.name,
+            "weights": self.backbone.content_hash,
+            **{key: getattr(self, key) for key in keys},
+            "resize": self.resizer,
+        }
+
     def queries(self, vocabulary: Vocabulary) -> Queries:
         """Embed a vocabulary's names, or pick them from the text embeddings that were given."""
+        if self.calibration is not None:
+            self.calibration.check_names(vocabulary.names)
         words = self.method.words
         if self.text_embeddings is not None:
             text, query_class = self.text_embeddings.select(vocabulary, self.text_names)
@@ -222,7 +245,11 @@ class Segmenter:
 
     def decoder(self, queries: Queries) -> LabelDecoder:
         """What turns maps into labels for these queries, as the method wants it."""
-        return self.method.decoder(queries.query_class, self.logit_scale, self.threshold, self.area_threshold)
+        calibration, threshold = self.calibration, self.threshold
+        if calibration is not None and calibration.threshold is not None:
+            threshold = calibration.threshold
+        decoder = self.method.decoder(queries.query_class, self.logit_scale, threshold, self.area_threshold)
+        return decoder if calibration is None else calibration.decoder(decoder, queries)
 
     def resize(self, image: Tensor) -> Tensor:
         """An image [3, H, W], uint8, to [3, h, w], uint8, as `resized_shape` says; a short side of 0 keeps its size.

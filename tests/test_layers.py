@@ -13,10 +13,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "clearclip"
 ORDER = [  # each module or folder imports only those before it
     "_namesake", "errors", "paths", "tensors", "registry", "state", "offline", "images", "weights", "trunk",
-    "backbones", "vision", "vocabulary", "text", "attention", "windows", "view", "masks", "kernels", "decode", "refine",
-    "methods", "spec", "segmenter", "config", "visualize", "analysis", "evaluation",
-    "cli",
-    "__main__",
+    "backbones", "vision", "vocabulary", "text", "attention", "windows", "view", "masks", "kernels", "decode",
+    "calibration", "refine", "methods", "spec", "segmenter", "config", "visualize", "analysis",
+    "evaluation", "cli", "__main__",
 ]  # fmt: skip
 EXCEPTIONS = {
     ("trunk", "backbones"): "the type of an argument, which is imported for type checkers alone",

@@ -11,6 +11,7 @@ COMMANDS = {  # each a module of this package
     "analyze": "figures and arrays of why a patch gets its class",
     "eval": "evaluate a method on one benchmark and record the result",
     "table": "evaluate methods on benchmarks and print one table",
+    "calibrate": "fit class offsets and a threshold on labelled images",
     "merge": "merge what shards or machines have counted, and say what is missing",
     "workbook": "make results.xlsx anew from the result.json of each run",
     "prefetch": "fetch weights and text embeddings for nodes without network",

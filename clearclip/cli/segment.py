@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clearclip.cli.options import add_device, add_modules, positive
+from clearclip.cli.options import add_calibration, add_device, add_modules, positive
 from clearclip.config import sanity_folder
 from clearclip.errors import UserError, program
 from clearclip.paths import atomic_write, check_writable
@@ -38,6 +38,7 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     parser.add_argument("--text-embeddings", metavar="FILE", help="saved text embeddings in place of a text tower")
     parser.add_argument("--threshold", type=float, default=0.0, help="below this probability: the first class")
     parser.add_argument("--short-side", type=int, default=448, help="pixels; larger finds smaller things, slower")
+    add_calibration(parser)
     add_device(parser, default="auto")
     parser.add_argument(
         "--max-pixels", type=positive, default=MAX_PIXELS, metavar="N",
@@ -171,6 +172,7 @@ def load_segmenters(methods: list[str], arguments: argparse.Namespace) -> dict[s
             threshold=arguments.threshold,
             device=arguments.device,
             precision=arguments.precision,
+            calibration=arguments.calibration,
         )
         backbone = segmenters[method].backbone
     return segmenters

@@ -50,6 +50,7 @@ class Result(TypedDict):
     differences: NotRequired[dict[str, list[float]]]  # other run: [mIoU - its mIoU, low, high], on the same images
     record: NotRequired[str]  # the key of its records
     text_hash: NotRequired[str]  # of the text embeddings themselves
+    calibration: NotRequired[dict]  # of a calibrated run: on what it was fitted, how many of its images are among these
     metrics: NotRequired[dict[str, float]]  # whatever else the evaluator measured: mDice, mFscore
 
 
