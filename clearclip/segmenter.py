@@ -438,6 +438,11 @@ def check_finite(method: Method, finite: bool) -> None:
         )
 
 
+def grid_step(shape: tuple[int, int], pixels: int = 2000) -> int:
+    """How far apart pixels of an image [H, W] lie on a square grid of about so many."""
+    return max(1, round((shape[0] * shape[1] / pixels) ** 0.5))
+
+
 def scores_features(method: Method) -> bool:
     """Whether a method's scores are nothing but the cosine of its features and the text."""
     cls = type(method)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "clearclip"
 ORDER = [  # each module or folder imports only those before it
     "_namesake", "errors", "paths", "tensors", "registry", "state", "offline", "images", "weights", "trunk",
     "backbones", "vision", "vocabulary", "text", "attention", "windows", "view", "masks", "kernels", "decode",
-    "calibration", "refine", "methods", "spec", "segmenter", "config", "visualize", "analysis",
+    "calibration", "refine", "methods", "spec", "segmenter", "config", "visualize", "analysis", "doctor",
     "evaluation", "cli", "__main__",
 ]  # fmt: skip
 EXCEPTIONS = {

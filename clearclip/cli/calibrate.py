@@ -53,7 +53,10 @@ def calibrate(arguments: argparse.Namespace) -> None:
     check_writable(output)
     check_dataset(run)
     benchmark = open_benchmark(run, {})
-    chosen, others = split(benchmark, arguments.images, arguments.seed)
+    everything = arguments.no_report and arguments.images >= len(benchmark.samples)
+    chosen, others = (
+        (list(range(len(benchmark.samples))), []) if everything else split(benchmark, arguments.images, arguments.seed)
+    )
     backbone = load_backbone(**backbone_settings(run))
     with tqdm(total=len(chosen), desc="images to fit on", leave=False, disable=None) as bar:
         calibration, fit = calibrate(run, backbone, benchmark, chosen, arguments.seed, bar.update)

@@ -13,6 +13,7 @@ COMMANDS = {  # each a module of this package
     "table": "evaluate methods on benchmarks and print one table",
     "calibrate": "fit class offsets and a threshold on labelled images",
     "merge": "merge what shards or machines have counted, and say what is missing",
+    "names": "which names are confused, which synonyms help, what has no name",
     "workbook": "make results.xlsx anew from the result.json of each run",
     "prefetch": "fetch weights and text embeddings for nodes without network",
 }

@@ -1,24 +1,20 @@
 """A calibration fitted on some images of a benchmark, and the runs that say what it gives on the others."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from clearclip.calibration import Calibration, Fit, Pixels, fit, text_hash
 from clearclip.decode import Decoder
 from clearclip.errors import UserError
 from clearclip.evaluation.evaluate import build_segmenter
-from clearclip.evaluation.passes import Benchmark, Pass, Picture, load
+from clearclip.evaluation.passes import Benchmark
 from clearclip.evaluation.run import Run
+from clearclip.evaluation.sampling import sample
 from clearclip.segmenter import Segmenter
 from clearclip.text import Queries
 from clearclip.vocabulary import Vocabulary, load_vocabulary
-from clearclip.windows import Maps
-
-PIXELS = 2000  # of an image, on a regular grid
 
 
 def split(benchmark: Benchmark, images: int, seed: int) -> tuple[list[int], list[int]]:
@@ -33,27 +29,6 @@ def split(benchmark: Benchmark, images: int, seed: int) -> tuple[list[int], list
     return sorted(drawn[:images].tolist()), sorted(drawn[images:].tolist())
 
 
-def sample(
-    run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchmark, indices: Sequence[int]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each image, scores [Q, p] and labels [p] of its labelled pixels on a grid, as the decoder sees them."""
-    one = Pass([run], [benchmark], [0], [])
-    for index in indices:
-        loaded = load(one, Picture({0: index}))[1][0]
-        if isinstance(loaded, Exception):
-            raise loaded
-        known = loaded["data_samples"]
-        view = segmenter.view(loaded["inputs"].flip(0), known.ori_shape, known.get("img_path"))
-        maps = segmenter.maps(view, segmenter.look([view], queries)[0], queries)
-        step = max(1, round((known.ori_shape[0] * known.ori_shape[1] / PIXELS) ** 0.5))
-        rows, columns = (operator[step // 2 :: step] for operator in (maps.rows, maps.columns))
-        scores = Maps(maps.scores, rows, columns).full().cpu()  # [Q, h, w]
-        truth = known.gt_sem_seg.data[0][step // 2 :: step, step // 2 :: step].cpu().long()
-        labelled = (truth >= 0) & (truth < len(benchmark.classes)) & (truth != benchmark.evaluators.ignore_index)
-        yield scores[:, labelled], truth[labelled]
-
-
-@torch.inference_mode()
 def gather(
     run: Run, segmenter: Segmenter, benchmark: Benchmark, indices: Sequence[int], tick: Any = None
 ) -> tuple[Pixels, Queries, Vocabulary]:
@@ -66,8 +41,9 @@ def gather(
     if not isinstance(segmenter.decoder(queries), Decoder):
         raise UserError(f"{run.method} has a decoder of its own, which offsets do not fit: calibrate another method")
     sampled = []
-    for part in sample(run, segmenter, queries, benchmark, indices):
-        sampled.append(part)
+    for one in sample(run, segmenter, queries, benchmark, indices):
+        labelled = one.truth >= 0
+        sampled.append((one.scores[:, labelled], one.truth[labelled]))
         if tick:
             tick()
     return Pixels.of(sampled, queries.query_class, segmenter.logit_scale), queries, vocabulary
