@@ -29,6 +29,7 @@ TEMPLATE = ("a photo of a {}.",)  # one, for names and words alike: 2,000 words 
 CLOSE = 2.0  # a pixel whose two best classes are nearer than this ratio of probabilities is contested
 SMALLEST = 0.02  # share of a picture that a region without a name must have
 MARGIN = 0.02  # cosine by which a word must beat every name
+ALIKE = 0.01  # cosine by which a patch's best word may beat the word of its region
 LISTED = 10  # pairs, regions and words that a report shows
 
 
@@ -331,33 +332,43 @@ class Examination:
         return names
 
     def _unexplained(self, name: str, features: Tensor) -> list[Region]:
-        """Regions of patches [h, w, dim] for which some word is better than all names."""
+        """Regions of patches [h, w, dim] for which some word is better than all names, word after word."""
         features = features.float()
         named = features @ self._name_text.T  # [h, w, Q]
         other = features @ self._word_text.T
-        free = (other.amax(dim=-1) - named.amax(dim=-1) > MARGIN).numpy().astype(np.uint8)
-        count, places = cv2.connectedComponents(free, connectivity=4)
-        height, width = free.shape
-        found = []
-        for number in range(1, count):
-            inside = torch.from_numpy(places == number)
-            share = float(inside.float().mean())
-            if share < SMALLEST:
-                continue
-            rows, columns = inside.nonzero().T
-            words, names = other[inside].mean(dim=0), named[inside].mean(dim=0)
-            best = words.topk(min(5, len(self.words)))
-            margin = float(best.values[0] - names.max())
-            if margin <= 0:  # patches that each have a word, and together none
-                continue
-            box = (
-                float(columns.min()) / width, float(rows.min()) / height,
-                float(columns.max() + 1) / width, float(rows.max() + 1) / height,
-            )  # fmt: skip
-            label = self.vocabulary.classes[self._name_class[int(names.argmax())]]
-            near = tuple(self.words[i] for i in best.indices.tolist())
-            found.append(Region(name, share, box, label, near, margin))
+        best = other.amax(dim=-1)
+        left = best - named.amax(dim=-1) > MARGIN  # [h, w] patches that no region has yet
+        found: list[Region] = []
+        while float(left.float().mean()) >= SMALLEST:
+            gains = (other - named.amax(dim=-1, keepdim=True)).clamp_min(0)
+            word = int(gains[left].sum(dim=0).argmax())
+            alike = left & (other[..., word] > best - ALIKE)  # no other word is much better there
+            if not alike.any():
+                break
+            found += [self._region(name, part, named, other) for part in _parts(alike)]
+            left &= ~alike
         return found
+
+    def _region(self, name: str, inside: Tensor, named: Tensor, other: Tensor) -> Region:
+        """The region of the patches `inside` [h, w], given the cosines of names and words [h, w, any]."""
+        height, width = inside.shape
+        rows, columns = inside.nonzero().T
+        words, names = other[inside].mean(dim=0), named[inside].mean(dim=0)
+        best = words.topk(min(5, len(self.words)))
+        box = (
+            float(columns.min()) / width, float(rows.min()) / height,
+            float(columns.max() + 1) / width, float(rows.max() + 1) / height,
+        )  # fmt: skip
+        label = self.vocabulary.classes[self._name_class[int(names.argmax())]]
+        near = tuple(self.words[i] for i in best.indices.tolist())
+        return Region(name, float(inside.float().mean()), box, label, near, float(best.values[0] - names.max()))
+
+
+def _parts(inside: Tensor) -> list[Tensor]:
+    """The connected parts [h, w] of a mask that are no smaller than a region must be."""
+    count, places = cv2.connectedComponents(inside.numpy().astype(np.uint8), connectivity=8)
+    parts = [torch.from_numpy(places == number) for number in range(1, count)]
+    return [part for part in parts if float(part.float().mean()) >= SMALLEST]
 
 
 def _two_best(scores: Tensor) -> Tensor:
