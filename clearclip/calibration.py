@@ -71,6 +71,11 @@ class Calibration:
     def classes(self) -> tuple[str, ...]:
         return tuple(synonyms[0] for synonyms in self.names)
 
+    @property
+    def source(self) -> str:
+        """What it was fitted on, in words: "50 images of voc20"."""
+        return f"{len(self.fitted.get('images', ()))} images of {self.fitted.get('benchmark', 'unknown origin')}"
+
     def save(self, path: str | Path) -> None:
         """Write a JSON file that `load` reads."""
         content = {"format": FORMAT, "hash": self.hash, **dataclasses.asdict(self)}

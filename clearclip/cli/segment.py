@@ -172,9 +172,11 @@ def load_segmenters(methods: list[str], arguments: argparse.Namespace) -> dict[s
             threshold=arguments.threshold,
             device=arguments.device,
             precision=arguments.precision,
-            calibration=arguments.calibration,
+            calibration=arguments.calibration if method == arguments.method else None,
         )
         backbone = segmenters[method].backbone
+    if calibration := segmenters[arguments.method].calibration:
+        print(f"{arguments.method} is calibrated on {calibration.source}: not training-free", file=sys.stderr)
     return segmenters
 
 
