@@ -197,16 +197,16 @@ class Examination:
         self.queries = segmenter.queries(vocabulary)
         words = plain_words() if words is None else tuple(words)
         known = {name.lower() for name in vocabulary.queries}
-        self.words = tuple(word for word in words if word.lower() not in known)
+        new = [index for index, word in enumerate(words) if word.lower() not in known]
+        self.words = tuple(words[index] for index in new)
         self.searches = bool(self.words) and scores_features(segmenter.method)
         self._best: list[Tensor] = []  # of each image, the two best queries [2, p]
         self._odds: list[Tensor] = []  # [p] how much more probable the best class is than the next
         self._truth: list[Tensor] = []
         self._regions: list[Region] = []
         if self.searches:
-            names = vocabulary.queries
-            text = embed_names(segmenter.backbone, (*names, *self.words), TEMPLATE).embeddings
-            self._name_text, self._word_text = text[: len(names)], text[len(names) :]
+            self._name_text = embed_names(segmenter.backbone, vocabulary.queries, TEMPLATE).embeddings
+            self._word_text = embed_names(segmenter.backbone, words, TEMPLATE).embeddings[new]  # kept for all lists
             self._name_class = vocabulary.query_class
 
     @torch.inference_mode()
