@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from clearclip import windows
 from clearclip.backbones import Backbone, choose_device, choose_precision, load_backbone
+from clearclip.calibration import Calibration
 from clearclip.decode import Decoded, LabelDecoder
 from clearclip.errors import UserError
 from clearclip.images import MAX_PIXELS, image_size, read_image, resize_patches, resize_short, resized_shape
@@ -72,6 +73,8 @@ class Segmenter:
         refinements: what follows those that `method` names.
         other: True gives a class "other", the first, to what none of the names describes; or a list of words of one's
             own for what else there is. See `clearclip.other`. Pixels below the threshold are other, too.
+        calibration: offsets and a threshold fitted on labelled images, see `clearclip.calibration`; results are then
+            no longer training-free.
 
     Raises:
         UserError: for unknown names, settings that cannot be, weights that cannot be found and damaged files.
@@ -101,6 +104,7 @@ class Segmenter:
         refinements: Sequence[Refinement] = (),
         text_names: Mapping[str, str] | str | Path | None = None,
         other: bool | Sequence[str] | OtherWords | None = None,
+        calibration: str | Path | Calibration | None = None,
     ):
         if pretrained is None:
             pretrained = AUTO if method == AUTO else "openai"
@@ -110,8 +114,11 @@ class Segmenter:
         thresholds = dict(threshold=threshold, area_threshold=area_threshold)
         check_settings(settings | scale | thresholds | dict(two_steps=two_steps))
         self.other = read_other(other)
+        if calibration is not None and not isinstance(calibration, Calibration):
+            calibration = Calibration.load(calibration)
         if isinstance(method, str):
             method = Spec.parse(method)  # what is wrong should not wait for the weights
+        written = str(method) if isinstance(method, Spec) else None
         if not isinstance(method, Spec | Method):
             raise UserError(f"method must be a name of list_methods() or a Method, not {method!r}")
         if isinstance(method, Method):
@@ -147,6 +154,9 @@ class Segmenter:
         self.threshold, self.area_threshold = threshold, area_threshold
         self.window_batch = window_batch or fitting_windows(backbone, crop or 2 * short_side or UNKNOWN_SIDE)
         self.stitcher = Stitcher(self.device)
+        self.calibration = calibration
+        if calibration is not None:
+            calibration.check_settings(self.settings | ({} if written is None else {"method": written}))
 
     @overload
     def __call__(
@@ -274,6 +284,17 @@ class Segmenter:
         )
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What its scores depend on besides method and text, for JSON."""
+        keys = ("short_side", "crop", "stride", "two_steps", "logit_scale")
+        return {
+            "backbone": self.backbone.name,
+            "weights": self.backbone.content_hash,
+            **{key: getattr(self, key) for key in keys},
+            "resize": self.resizer,
+        }
+
+    @property
     def about(self) -> dict[str, Any]:
         """What makes its results, in words and numbers."""
         text = "text student" if self.backbone.text_stand_in else self.templates
@@ -297,6 +318,10 @@ class Segmenter:
         first: "other", or what a class of the vocabulary is called that means it, such as "background".
         """
         words = self.other if other is None else read_other(other)
+        if self.calibration is not None:
+            if words is not None:
+                raise UserError("a calibration holds for its own names alone; leave out other, or the calibration")
+            self.calibration.check_names(vocabulary.names)
         if words is None:
             text, query_class = self._text(vocabulary, self.method.words)
             return self._queries(text, query_class, vocabulary.classes)
@@ -344,10 +369,13 @@ class Segmenter:
 
     def decoder(self, queries: Queries) -> LabelDecoder:
         """What turns maps into labels for these queries, as the method wants it."""
-        key = (queries.query_class, self.logit_scale, self.threshold, self.area_threshold)
+        calibration = self.calibration
+        threshold = self.threshold if calibration is None or calibration.threshold is None else calibration.threshold
+        key = (queries.query_class, self.logit_scale, threshold, self.area_threshold)
         if self._decoder is None or self._decoder[0] != key:  # the last is kept, with what it has on the device
             self._decoder = key, self.method.decoder(*key)
-        return self._decoder[1]
+        decoder = self._decoder[1]
+        return decoder if calibration is None else calibration.decoder(decoder, queries)
 
     def resize(self, image: Tensor) -> Tensor:
         """An image [3, H, W], uint8, to [3, h, w], uint8, as `resized_shape` says; a short side of 0 keeps its size.
@@ -579,6 +607,11 @@ def check_finite(method: Method, finite: bool) -> None:
             f"method {type(method).__name__} gives scores that are not finite: use precision fp32, and weights and "
             "options without NaN or infinity"
         )
+
+
+def grid_step(shape: tuple[int, int], pixels: int = 2000) -> int:
+    """How far apart pixels of an image [H, W] lie on a square grid of about so many."""
+    return max(1, round((shape[0] * shape[1] / pixels) ** 0.5))
 
 
 def scores_features(method: Method) -> bool:

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "clearclip"
 ORDER = [  # each module or folder imports only those before it
     "_namesake", "errors", "paths", "tensors", "kernels", "fused", "registry", "state", "offline", "images", "weights",
     "products", "trunk", "backbones", "vision", "vocabulary", "other", "text", "attention", "windows", "view", "masks",
-    "decode", "refine", "methods", "spec", "visualize", "coco", "segmentation", "segmenter", "video", "config",
+    "decode", "calibration", "refine", "methods", "spec", "visualize", "coco", "segmentation", "segmenter", "video",
+    "config", "analysis", "doctor",
     "evaluation", "cli", "__main__",
 ]  # fmt: skip
 EXCEPTIONS = {
@@ -24,7 +25,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERED = [path for path in FILES if path != PACKAGE / "__init__.py"]  # that one names what is public, by strings
 HEAVY = {"cv2", "matplotlib", "mmcv", "mmengine", "mmseg", "numpy", "open_clip", "timm", "torch", "transformers"}
 # What a part of the package may import besides requirements/core.txt; all else is an extra that this part is for.
-EXTRAS = {"evaluation": "eval", "refine/diffusion.py": "diffusion", "cli/app.py": "app", "cli/export.py": "export"}
+EXTRAS = {
+    "analysis/figures.py": "analysis",
+    "evaluation": "eval",
+    "refine/diffusion.py": "diffusion",
+    "cli/app.py": "app",
+    "cli/export.py": "export",
+}
 DISTRIBUTIONS = packages_distributions()  # cv2 to ["opencv-python"]
 UNDECLARED = {"triton": "PyTorch brings it where there are GPUs for it"}
 

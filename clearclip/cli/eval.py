@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from clearclip.cli.options import add_evaluation, model_settings
+from clearclip.cli.options import add_calibration, add_evaluation, model_settings
 from clearclip.cli.own_data import add_own_data, own_run
 from clearclip.cli.reporting import add_sharing, check_outputs, own_device, shares, stoppable
 from clearclip.config import find_config, parse_options
@@ -27,6 +27,7 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     parser.add_argument("--pretrained", help="weights: a tag, a file, openai-int8, or auto")
     parser.add_argument("--work-dir", metavar="DIR", help="where result.json goes (default: under work_dirs/)")
     parser.add_argument("--show-dir", metavar="DIR", help="save image, ground truth, prediction and errors on a sheet")
+    add_calibration(parser)
     add_evaluation(parser)
     add_sharing(parser)
     add_own_data(parser)
@@ -65,7 +66,7 @@ def evaluate_one(arguments: argparse.Namespace) -> None:
     share, awaited, reports = shares(arguments)
     import_modules(arguments.modules)
     check_outputs(arguments)
-    model = {key: getattr(arguments, key) for key in ("method", "backbone", "pretrained")}
+    model = {key: getattr(arguments, key) for key in ("method", "backbone", "pretrained", "calibration")}
     model |= model_settings(arguments) | {"device": own_device(arguments)}
     run = load_config(path, model, overrides, arguments.limit) if path else own_run(arguments, model, overrides)
     note = left_aside(check_dataset(run)) if path else ""

@@ -8,9 +8,12 @@ from clearclip.errors import UserError, program
 
 COMMANDS = {  # each a module of this package
     "segment": "segment pictures into anything that you can name",
+    "analyze": "figures and arrays of why a patch gets its class",
     "eval": "evaluate a method on one benchmark and record the result",
     "table": "evaluate methods on benchmarks and print one table",
+    "calibrate": "fit class offsets and a threshold on labelled images",
     "merge": "merge what shards or machines have counted, and say what is missing",
+    "names": "which names are confused, which synonyms help, what has no name",
     "workbook": "make results.xlsx anew from the result.json of each run",
     "report": "write one page of HTML on runs, with intervals, classes, confusions and images",
     "prefetch": "fetch weights and text embeddings for nodes without network",

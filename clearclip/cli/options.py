@@ -15,6 +15,12 @@ def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup, defaul
     parser.add_argument("--precision", default=default, help="auto, fp32, fp16, bf16")
 
 
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="class offsets and a threshold that clearclip calibrate fitted"
+    )
+
+
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     """The options of every evaluation."""
     parser.add_argument("--text-embeddings", metavar="FILE", help="saved text embeddings; {dataset} is filled in")

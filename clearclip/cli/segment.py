@@ -1,13 +1,14 @@
 """Segment pictures and videos: `clearclip segment photo.jpg --names cat "grass, lawn" sky`."""
 
 import argparse
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clearclip.cli.inputs import Inputs, check_names, find_inputs, left_out, lonely
-from clearclip.cli.options import add_device, add_modules, positive
+from clearclip.cli.options import add_calibration, add_device, add_modules, positive
 from clearclip.cli.outputs import Outputs, in_words, kinds, stems
 from clearclip.cli.status import Status
 from clearclip.config import sanity_folder
@@ -48,6 +49,7 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     model.add_argument("--pretrained", default="auto", help="weights: a tag, a file, openai-int8, or auto")
     model.add_argument("--text-embeddings", metavar="FILE", help="saved text embeddings in place of a text tower")
     model.add_argument("--short-side", type=int, default=448, help="pixels; larger finds smaller things, slower")
+    add_calibration(model)
     add_device(model, default="auto")
     model.add_argument(
         "--max-pixels", type=positive, default=MAX_PIXELS, metavar="N",
@@ -236,8 +238,11 @@ def load_segmenters(methods: Sequence[str], arguments: argparse.Namespace, other
             device=arguments.device,
             precision=arguments.precision,
             other=other,
+            calibration=arguments.calibration if method == arguments.method else None,
         )
         backbone = segmenters[method].backbone
+    if calibration := segmenters[arguments.method].calibration:
+        print(f"{arguments.method} is calibrated on {calibration.source}: not training-free", file=sys.stderr)
     return segmenters
 
 

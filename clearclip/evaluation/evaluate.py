@@ -18,6 +18,7 @@ from mmseg.registry import DATASETS
 
 import clearclip
 from clearclip.backbones import Backbone, load_backbone
+from clearclip.calibration import Calibration
 from clearclip.errors import UserError
 from clearclip.evaluation.datasets import building, check_dataset
 from clearclip.evaluation.evaluators import Evaluators, check_runnable
@@ -258,6 +259,10 @@ def build_segmenter(run: Run, backbone: Backbone, made: dict[str, Any]) -> Segme
         return made[key]
 
     settings = {key: value for key, value in run.config.model.items() if key not in ("type", "vocabulary")}
+    calibration = settings.get("calibration")
+    if calibration:
+        settings["calibration"] = calibration = Calibration.load(calibration)
+        calibration.check_settings({"method": run.method})
     method = create(METHODS, run.spec.method)
     refinements = [create(REFINEMENTS, choice) for choice in run.spec.refinements]
     return Segmenter(**settings | {"method": method, "refinements": refinements, "backbone": backbone})
@@ -297,6 +302,7 @@ def identity(run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchm
         "data": {key: value for key, value in benchmark.settings.items() if key not in ELSEWHERE},
         "ignore_index": benchmark.evaluators.ignore_index,
         **({"evaluators": repr(benchmark.evaluators.settings)} if benchmark.evaluators.others else {}),
+        **({"calibration": segmenter.calibration.hash} if segmenter.calibration else {}),
     }
 
 
@@ -332,8 +338,20 @@ def finish(work: Work) -> Result:
         record=work.ledger.run.key,
         text_hash=work.ledger.run.identity["text"],
     )
+    if work.segmenter.calibration:
+        known["calibration"] = _calibrated(work.segmenter.calibration, samples)
     result: Result = known  # type: ignore[assignment]
     return result
+
+
+def _calibrated(calibration: Calibration, samples: Sequence[str]) -> dict[str, Any]:
+    """What a result says of a calibration; a warning where it was fitted on images of the result."""
+    fitted = dict(calibration.fitted)
+    images = fitted.pop("images", [])
+    seen = len({*images} & {*samples})
+    if seen:
+        say(f"the calibration was fitted on {seen} of these {len(samples)} images: their score says little of others")
+    return {**fitted, "hash": calibration.hash, "fitted_images": len(images), "seen": seen}
 
 
 def save(job: Job, run: Run, result: Result) -> None:

@@ -32,6 +32,7 @@ PROTOCOL = (
     "other",
     "templates",
     "vocabulary",
+    "calibration",
 )  # and the pipeline; who alters these has a protocol of their own
 SCORES = {"mIoU", "aAcc", "mAcc", "interval", "IoU"}  # what a result keeps by name
 INDICES = "test_dataloader.dataset.indices"  # which images of the data set count
@@ -292,6 +293,7 @@ def describe(run: Run, segmenter: Segmenter) -> dict[str, Any]:
             **({"other": True} if segmenter.other else {}),
             batch_size=run.config.test_dataloader.batch_size,
             altered=sorted(run.altered),
+            **({"calibration": str(model.calibration)} if model.get("calibration") else {}),
         ),
         weights_hash=backbone.content_hash,
     )

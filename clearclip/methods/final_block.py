@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clearclip.attention import Attention, mix
 from clearclip.backbones import Backbone
+from clearclip.backbones.base import Block
 from clearclip.methods import Method, register
 from clearclip.trunk import Trunk
 
@@ -34,11 +35,15 @@ class FinalBlock(Method):
 
     def output(self, mixed: Tensor, trunk: Trunk) -> Tensor:
         """The block's output [B, P+N, D] for mixed values [B, heads, P+N, d]."""
-        block = self.backbone.blocks[-1]
-        out = block.attention_output(mixed)
-        if self.residual:
-            out = out + self.residual * trunk.tokens()
-        return out + block.mlp(out) if self.feed_forward else out
+        return rewired(self.backbone.blocks[-1], mixed, trunk.tokens(), self.residual, self.feed_forward)
+
+
+def rewired(block: Block, mixed: Tensor, tokens: Tensor, residual: float, feed_forward: bool) -> Tensor:
+    """A block's output [B, T, D] for mixed values [B, heads, T, d] of tokens [B, T, D], all of a window's or some."""
+    out = block.attention_output(mixed)
+    if residual:
+        out = out + residual * tokens
+    return out + block.mlp(out) if feed_forward else out
 
 
 register(

@@ -51,6 +51,7 @@ class Result(TypedDict):
     confused: NotRequired[list[list]]  # most confused pairs: truth, prediction, pixels, percent of the truth
     record: NotRequired[str]  # the key of its records
     text_hash: NotRequired[str]  # of the text embeddings themselves
+    calibration: NotRequired[dict]  # of a calibrated run: on what it was fitted, how many of its images are among these
     metrics: NotRequired[dict[str, float]]  # whatever else the evaluator measured: mDice, mFscore
 
 
