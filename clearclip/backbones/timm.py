@@ -22,6 +22,7 @@ from clearclip.backbones import register
 from clearclip.backbones.base import Block, resize_position_embedding
 from clearclip.backbones.openclip import OpenCLIPBackbone, fill
 from clearclip.errors import UserError
+from clearclip.products import linear
 from clearclip.state import load_state_dict
 from clearclip.trunk import QKV
 from clearclip.weights import Checkpoint, find_checkpoint
@@ -69,7 +70,7 @@ class TimmBlock(Block):
         else:
             separate = getattr(attn, "q_bias", None) is not None  # EVA01: keys have none
             bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias]) if separate else attn.qkv.bias
-            parts = list(F.linear(x, attn.qkv.weight, bias).chunk(3, dim=-1))
+            parts = list(linear(x, attn.qkv.weight, bias).chunk(3, dim=-1))
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)  # [B, heads, T, d]
         return self.turned(attn.q_norm(q)), self.turned(attn.k_norm(k)), v
 
