@@ -45,7 +45,8 @@ def outliers(segmenter: Segmenter, image: np.ndarray, sky: np.ndarray) -> None:
     wrong, right = norms[inside & (labels != 0)], norms[inside & (labels == 0)]
     above = (wrong[:, None] > right).mean()
     print(f"sky patches taken for sky: {len(right)}, median token norm {np.median(right):.1f}")
-    print(f"for something else: {len(wrong)}, median token norm {np.median(wrong):.1f}; above the others: {above:.0%}")
+    print(f"for something else: {len(wrong)}, median token norm {np.median(wrong):.1f}")
+    print(f"the latter's norm is the larger in {above:.1%} of pairs")
 
 
 def specks(labels: np.ndarray) -> int:
