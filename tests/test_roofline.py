@@ -19,7 +19,7 @@ from benchmarking.roofline import GPU, Launch, Ledger, compiled, ideal, keeping,
 from clearclip import windows
 from clearclip.images import resized_shape
 
-SMALL = Case("small", 120, 160, 7, 64)
+SMALL = Case("small", 120, 160, 7, 64, stride=32)
 
 
 def watch(function, *shapes, dtype=torch.float16):
@@ -126,6 +126,7 @@ def test_the_products_of_an_image_are_those_of_its_windows(deep_backbone):
     assert [one.name for one in ledger.launches].count("best_query") == 2
 
 
+@pytest.mark.slow
 def test_program(tiny_folder, capsys):
     program.main(["--backbone", f"local-dir:{tiny_folder}", "--images", "1", "--methods", "MaskCLIP", "--markdown"])
     lines = capsys.readouterr().out.splitlines()

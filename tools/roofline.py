@@ -68,7 +68,7 @@ def count_kernels(method, case, backbone, mode, images=4, kernels=True):
     """The ledger of a batch of images, when what geometry and names decide is on the device already."""
     method = make_method(method, backbone, mode)
     with mode:
-        sizes = dict(crop=case.crop, stride=case.crop // 2, window_batch=256)
+        sizes = dict(crop=case.crop, stride=case.stride, window_batch=256)
         segmenter = Segmenter(method, backbone, **sizes)
         text, query_class = torch.zeros(case.classes, backbone.dim, device=CUDA), tuple(range(case.classes))
         words = torch.zeros(len(segmenter.method.words), backbone.dim, device=CUDA)
