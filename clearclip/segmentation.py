@@ -93,7 +93,7 @@ class Segmentation:
         """The share of the image that each class takes, the largest first; classes that are not there are left out."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.names))[: len(self.names)]
         order = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label]]
-        return {self.names[label]: counts[label] / self.labels.size for label in order}
+        return {self.names[label]: float(counts[label] / self.labels.size) for label in order}
 
     @property
     def colours(self) -> np.ndarray:
