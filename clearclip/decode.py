@@ -110,10 +110,11 @@ class Decoder:
             if kept is None
             else torch.zeros(len(order), device=device).masked_fill(~kept[classes.long()], -torch.inf)
         )
+        plain = self.query_class == tuple(range(len(order)))  # no synonyms: a query's place is its class
         labels = torch.empty(maps.shape, dtype=dtype, device=device)
         for y, x, band in _bands(scores, maps.rows, maps.columns):
             query = _argmax(band if excluded is None else band + excluded)  # [r, w]
-            label = classes[query]
+            label = query.to(dtype) if plain else classes[query]
             if threshold > 0:
                 # The best probability is 1 / Σ exp(score - best score): the softmax itself is never needed.
                 best = band.gather(-1, query[..., None])

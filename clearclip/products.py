@@ -13,7 +13,7 @@ import itertools
 import math
 import platform
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -74,10 +74,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: f
     k, v = k.contiguous(), v.mT.contiguous()
     bias = None if bias is None else bias.to(q).broadcast_to(batch, heads, count, count)
     out = q.new_empty(batch, count, heads, width).transpose(1, 2)  # heads side by side, as a projection reads them
-    if q.dtype == torch.float32:
-        groups, rows, times = range(heads), HEAD_ROWS, _product
-    else:
-        groups, rows, times = [slice(None)], max(1, SCORE_BYTES // (2 * heads * count)), _products
+    single = q.dtype == torch.float32
+    groups: Sequence[int | slice] = range(heads) if single else [slice(None)]
+    rows = HEAD_ROWS if single else max(1, SCORE_BYTES // (2 * heads * count))
+    times: Callable[[Tensor, Tensor], Tensor] = _product if single else _products
     for image, group in itertools.product(range(batch), groups):
         for start in range(0, count, rows):
             some = (image, group, ..., slice(start, start + rows), slice(None))

@@ -232,15 +232,15 @@ class LateMaps(Maps):
         return self.maps.shape
 
     @functools.cached_property
-    def scores(self) -> Tensor:  # type: ignore[override]
+    def scores(self) -> Tensor:
         return self.part(range(len(self.maps.scores)))
 
     @functools.cached_property
-    def rows(self) -> Tensor:  # type: ignore[override]
+    def rows(self) -> Tensor:
         return torch.eye(self.shape[0], device=self.maps.scores.device)
 
     @functools.cached_property
-    def columns(self) -> Tensor:  # type: ignore[override]
+    def columns(self) -> Tensor:
         return torch.eye(self.shape[1], device=self.maps.scores.device)
 
     def full(self) -> Tensor:
