@@ -27,6 +27,7 @@ HEAVY = {"cv2", "matplotlib", "mmcv", "mmengine", "mmseg", "numpy", "open_clip",
 # What a part of the package may import besides requirements/core.txt; all else is an extra that this part is for.
 EXTRAS = {
     "analysis/figures.py": "analysis",
+    "cli/analyze.py": "analysis",
     "evaluation": "eval",
     "refine/diffusion.py": "diffusion",
     "cli/app.py": "app",
