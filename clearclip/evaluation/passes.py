@@ -199,7 +199,7 @@ def evaluate(one: Pass, works: Sequence[Work], batch_size: int, threads: int) ->
     Raises Interrupted after the batch in which SIGINT or SIGTERM came.
     """
     todo = [picture for picture in one.pictures if any(_wants(work, picture) for work in works)]
-    with ThreadPoolExecutor(max(1, threads)) as pool, _signals() as stop:
+    with ThreadPoolExecutor(max(1, threads)) as pool, signals() as stop:
         ready = _prefetched(pool, lambda picture: load(one, picture), todo, ahead=2 * batch_size + threads)
         while batch := list(islice(ready, batch_size)):
             _count(works, batch)
@@ -255,7 +255,7 @@ def _prefetched(pool: ThreadPoolExecutor, function: Any, items: Iterable, ahead:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """A list that the number of a SIGINT or SIGTERM comes into; a second one ends the process as usual."""
     got: list[int] = []
 
