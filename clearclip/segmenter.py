@@ -23,7 +23,7 @@ from clearclip.images import MAX_PIXELS, read_image, resize_patches, resize_shor
 from clearclip.methods import Method, check_features, check_scores, similarity
 from clearclip.refine import Refinement
 from clearclip.spec import Spec
-from clearclip.text import Queries, TextEmbeddings, embed_names
+from clearclip.text import Queries, TextEmbeddings, check_told_apart, embed_names
 from clearclip.trunk import Trunk
 from clearclip.view import View
 from clearclip.vocabulary import Vocabulary
@@ -136,6 +136,7 @@ class Segmenter:
             text_embeddings.check(backbone)
         self.text_embeddings, self.text_names = text_embeddings, text_names
         self._embedded: TextEmbeddings | None = None
+        self._told_apart: Vocabulary | None = None
         self.resizer, self.short_side, self.crop, self.stride = resize, short_side, crop, stride
         self.two_steps = two_steps
         self.logit_scale = logit_scale if temperature is None else temperature
@@ -216,6 +217,9 @@ class Segmenter:
             if self._embedded is None or self._embedded.names != names:
                 self._embedded = embed_names(self.backbone, names, self.templates)
             text, query_class = self._embedded.embeddings, vocabulary.query_class
+        if vocabulary != self._told_apart:  # once: images come one by one
+            check_told_apart(vocabulary, text[: len(query_class)], query_class)
+            self._told_apart = vocabulary
         text = text.to(self.device)
         prepared = self.method.prepare(text, query_class, self.logit_scale)
         return Queries(text[: len(query_class)], query_class, vocabulary.classes, prepared)

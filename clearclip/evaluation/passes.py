@@ -33,6 +33,7 @@ from clearclip.evaluation.pictures import Pictures
 from clearclip.evaluation.records import ImageRecord
 from clearclip.evaluation.run import Run, backbone_settings
 from clearclip.evaluation.shards import Ledger, Share
+from clearclip.images import orientation
 from clearclip.segmenter import Segmenter, look_together
 from clearclip.text import Queries
 
@@ -219,7 +220,10 @@ def _wants(work: Work, picture: Picture) -> bool:
 
 
 def load(one: Pass, picture: Picture) -> tuple[Picture, Loaded]:
-    """Read a picture once and its label map in each benchmark, as their pipelines do."""
+    """Read a picture once and its label map in each benchmark, as their pipelines do.
+
+    A picture with an EXIF orientation is read for each, as each has label maps of its own: see `LoadImage`.
+    """
     loaded: Loaded = {}
     image: dict[str, Any] = {}
     for position, place in picture.places.items():
@@ -228,10 +232,12 @@ def load(one: Pass, picture: Picture) -> tuple[Picture, Loaded]:
         try:
             results = dataset.get_data_info(place)
             results = {**results, **image} if image else first(results)
-            image = {key: results[key] for key in ("img", "img_shape", "ori_shape")}
+            as_stored = results.get("as_stored", False)
+            if image or orientation(results["img_path"]) == 1:
+                image = {key: results[key] for key in ("img", "img_shape", "ori_shape")}
             for step in rest:
                 results = step(results)
-            loaded[position] = results
+            loaded[position] = {**results, "as_stored": as_stored}
         except Exception as error:  # ends the runs of this benchmark alone
             loaded[position] = error
     return picture, loaded
@@ -275,10 +281,20 @@ def signals() -> Iterator[list[int]]:
 def _count(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]]) -> None:
     """Segment a batch for every run that lacks it, count, and write the records."""
     wanted: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, (picture, _) in enumerate(batch):
-        wanted[tuple(i for i, work in enumerate(works) if _wants(work, picture))].append(index)
+    for index, (picture, loaded) in enumerate(batch):
+        alike: dict[bool, list[int]] = defaultdict(list)  # works that see the picture turned by EXIF, or as stored
+        for i, work in enumerate(works):
+            if _wants(work, picture):
+                alike[_as_stored(loaded[work.position])].append(i)
+        for which in alike.values():
+            wanted[tuple(which)].append(index)
     for which, indices in wanted.items():
         _count_or_fail([works[i] for i in which], [batch[i] for i in indices])
+
+
+def _as_stored(loaded: Any) -> bool:
+    """Whether EXIF's orientation was ignored; of what could not be read, no matter which."""
+    return isinstance(loaded, dict) and loaded["as_stored"]
 
 
 def _count_or_fail(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]]) -> None:
