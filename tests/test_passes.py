@@ -301,16 +301,18 @@ def test_a_disk_that_fills_during_a_pass(code, make_run, tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_really_full(make_run, tmp_path):
-    """The size of files is limited, from the second batch on, as a quota would."""
+    """The size of files is limited once one image is counted, as by a quota."""
     resource = pytest.importorskip("resource")
-    job = Job([make_run("voc20", batch_size=1)], records=tmp_path / "records")
+    run, kept = make_run("voc20", batch_size=1), tmp_path / "records"
+    (first,) = evaluate_all(Job([load_config("voc20", dict(run.config.model), limit=1)], records=kept))
+    assert first.result["images"] == 1
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (24 << 10, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        (outcome,) = evaluate_all(job)
+        (outcome,) = evaluate_all(Job([run], records=kept))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert isinstance(outcome.error, UserError)
-    assert "cannot be used" in str(outcome.error)
-    (outcome,) = evaluate_all(job)
-    assert scores(outcome) == alone(job.runs[0], tmp_path)
+    assert "nothing already written is lost" in str(outcome.error)
+    (outcome,) = evaluate_all(Job([run], records=kept))
+    assert scores(outcome) == alone(run, tmp_path)

