@@ -23,26 +23,9 @@ fi
 cores=$("$python" -c 'import os; print(os.cpu_count())')
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
 export MKL_NUM_THREADS=${MKL_NUM_THREADS:-$OMP_NUM_THREADS}
-# torchrun, but a process that ends with an error message of its own gets no report on top of it.
-torchrun='
-import logging
-import os
+exec "$python" -c '
 import sys
-sys.argv[0] = sys.argv[4]  # eval.py, as the usage message calls it
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-from clearclip.cli.eval import check_arguments
-check_arguments(sys.argv[5:])  # a wrong flag or config is said once, not by every process
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main
-logging.disable()
-try:
-    main()
-except ChildFailedError as error:
-    sys.exit(2 if any(failure.exitcode == 2 for failure in error.failures.values()) else str(error))
-except (KeyboardInterrupt, SignalException):
-    sys.exit(130)
-'
-# --standalone takes a free port, so that two evaluations fit on one machine.
-exec "$python" -c "$torchrun" --standalone --nproc_per_node "$processes" \
-    "$here/eval.py" "$config" "$@" --launcher pytorch
+sys.path.insert(0, sys.argv[1])
+from clearclip.cli.launcher import main
+main(sys.argv[1] + "/eval.py", sys.argv[2], sys.argv[3:])
+' "$here" "$processes" "$config" "$@"

@@ -74,7 +74,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     if _read_only(target):
         raise PermissionError(errno.EACCES, "the file is read-only", str(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _sigterm_raises():
+    with sigterm_raises():
         handle, name = tempfile.mkstemp(prefix=f".{target.stem[:32]}.", suffix=target.suffix[:32], dir=target.parent)
         os.close(handle)
         temporary = Path(name)
@@ -115,7 +115,7 @@ def _flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Iterator[None]:
     """Turn SIGTERM into SystemExit, so that `finally` runs. Leaves alone a program that handles it by itself."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

@@ -27,7 +27,7 @@ from clearclip.other import OtherWords, read_other, set_apart
 from clearclip.refine import Refinement
 from clearclip.segmentation import Segmentation, Similarities, version
 from clearclip.spec import Spec
-from clearclip.text import Queries, TextEmbeddings, embed_names
+from clearclip.text import Queries, TextEmbeddings, check_told_apart, embed_names
 from clearclip.trunk import Trunk
 from clearclip.view import View
 from clearclip.vocabulary import Vocabulary
@@ -147,6 +147,7 @@ class Segmenter:
             text_embeddings.check(backbone)
         self.text_embeddings, self.text_names = text_embeddings, text_names
         self._embedded: dict[tuple[str, ...], TextEmbeddings] = {}
+        self._told_apart: Vocabulary | None = None
         self._decoder: tuple[tuple[Any, ...], LabelDecoder] | None = None
         self.resizer, self.short_side, self.crop, self.stride = resize, short_side, crop, stride
         self.two_steps = two_steps
@@ -344,8 +345,13 @@ class Segmenter:
         """The text [Q + W, dim] of a vocabulary's names, W words after them, and the class of each of the Q."""
         if self.text_embeddings is not None:
             text, query_class = self.text_embeddings.select(vocabulary, self.text_names)
-            return (torch.cat([text, self.text_embeddings.rows(words)]) if words else text), query_class
-        return self._embed((*vocabulary.queries, *words)), vocabulary.query_class
+            text = torch.cat([text, self.text_embeddings.rows(words)]) if words else text
+        else:
+            text, query_class = self._embed((*vocabulary.queries, *words)), vocabulary.query_class
+        if vocabulary != self._told_apart:  # once: images come one by one
+            check_told_apart(vocabulary, text[: len(query_class)], query_class)
+            self._told_apart = vocabulary
+        return text, query_class
 
     def _other_text(self, own: tuple[str, ...], words: OtherWords, names: Sequence[str], text: Tensor) -> Tensor:
         """The text [W, dim] of what else there is: `own` words of that class, and those that mean none of `names`."""

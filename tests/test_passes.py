@@ -3,18 +3,21 @@
 import os
 import shutil
 import signal
+import sqlite3
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarks import SHAPES, make_benchmarks
+from PIL import Image
 
 from clearclip.backbones.base import Backbone
 from clearclip.backbones.openclip import OpenCLIPBackbone
 from clearclip.config import config_folder
 from clearclip.errors import UserError
 from clearclip.evaluation import evaluate as evaluation
+from clearclip.evaluation import records
 from clearclip.evaluation.evaluate import Job, evaluate_all, open_benchmark
 from clearclip.evaluation.passes import Interrupted, count, plan
 from clearclip.evaluation.run import load_config
@@ -243,3 +246,73 @@ def test_results_lie_in_the_work_dir(make_run, tmp_path):
     assert Path("here/result.json").is_file()
     assert Path("work_dirs/records/1-of-1.sqlite").is_file()
     assert outcome.result["dataset"] == "voc20"
+
+
+def test_each_benchmark_has_its_own_look_at_a_picture_with_an_exif_orientation(make_run, folder, tmp_path, monkeypatch):
+    """One has label maps of the pixels as stored, the other of the picture as shown; they share a pass."""
+    data = tmp_path / "data"
+    shutil.copytree(folder / "VOCdevkit", data / "VOCdevkit")
+    monkeypatch.setattr("clearclip.evaluation.loading.LoadImage._say", lambda *_: None)
+    root = data / "VOCdevkit/VOC2012"
+    picture, exif = Image.open(root / "JPEGImages/a.jpg"), Image.Exif()
+    exif[0x0112] = 6
+    picture.save(root / "JPEGImages/a.jpg", exif=exif, quality=100)
+    (root / "SegmentationClassShown").mkdir()
+    for path in (root / "SegmentationClass").iterdir():
+        labels = Image.open(path)
+        if path.stem == "a":
+            labels = labels.transpose(Image.Transpose.ROTATE_270)
+        labels.save(root / "SegmentationClassShown" / path.name)
+    dataset = make_run("voc20"), make_run("voc21")
+    monkeypatch.setenv("CLEARCLIP_DATA", str(data))
+    shown = {"test_dataloader.dataset.data_prefix.seg_map_path": "SegmentationClassShown"}
+    for stored_first in (True, False):
+        places = [{}, shown] if stored_first else [shown, {}]
+        runs = [load_config(name, dict(run.config.model), place)
+                for name, run, place in zip(("voc20", "voc21"), dataset, places)]  # fmt: skip
+        (_,) = planned(runs)
+        kept = tmp_path / f"records{stored_first}"
+        together = [scores(outcome) for outcome in evaluate_all(Job(runs, records=kept))]
+        assert together == [alone(run, tmp_path / str(stored_first)) for run in runs]
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR])
+def test_a_disk_that_fills_during_a_pass(code, make_run, tmp_path, monkeypatch):
+    """One sentence, what was counted stays, and a second go counts the rest."""
+    runs = [make_run("voc20", batch_size=1), make_run("voc21", batch_size=1)]
+    written, add = [], records.Run._add
+
+    def full(self, row):
+        if len(written) == 3:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = code
+            raise error
+        written.append(row.sample)
+        add(self, row)
+
+    monkeypatch.setattr(records.Run, "_add", full)
+    outcomes = list(evaluate_all(Job(runs, records=tmp_path / "records")))
+    assert all("run again, nothing already written is lost" in str(outcome.error) for outcome in outcomes)
+    assert all(isinstance(outcome.error, UserError) for outcome in outcomes)
+    monkeypatch.setattr(records.Run, "_add", lambda self, row: (written.append(row.sample), add(self, row))[1])
+    again = [scores(outcome) for outcome in evaluate_all(Job(runs, records=tmp_path / "records"))]
+    assert len(written) == 2 * len(SHAPES)
+    assert again == [alone(run, tmp_path) for run in runs]
+
+
+def test_a_disk_that_is_really_full(make_run, tmp_path):
+    """The size of files is limited once one image is counted, as by a quota."""
+    resource = pytest.importorskip("resource")
+    run, kept = make_run("voc20", batch_size=1), tmp_path / "records"
+    (first,) = evaluate_all(Job([load_config("voc20", dict(run.config.model), limit=1)], records=kept))
+    assert first.result["images"] == 1
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        (outcome,) = evaluate_all(Job([run], records=kept))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert isinstance(outcome.error, UserError)
+    assert "nothing already written is lost" in str(outcome.error)
+    (outcome,) = evaluate_all(Job([run], records=kept))
+    assert scores(outcome) == alone(run, tmp_path)

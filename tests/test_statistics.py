@@ -23,9 +23,14 @@ from clearclip.evaluation.statistics import (
     noisy,
     paired,
     scores,
-    stack_areas,
     worst,
 )
+
+
+def stack_areas(intersection: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Areas [N, 4, C] of three counts [N, C]."""
+    union = prediction + truth - intersection
+    return np.stack([intersection, union, prediction, truth], axis=1).astype(np.int64)
 
 
 def random_areas(images: int, classes: int, seed: int = 0, quality: float = 0.6, rarest: float = 0.2) -> np.ndarray:

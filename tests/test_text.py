@@ -300,3 +300,22 @@ def test_what_stands_in_for_the_text_tower_is_said_once(tiny_backbone, caplog, m
     assert len(said) == 2
     assert "stands in for CLIP's text tower" in said[0]
     assert said[1] == "text: do not trust what the text student makes of cat on a mat (a relation)"
+# Names that the encoder cannot tell apart
+
+
+LONG_NAME = "a very " * 80
+
+
+def test_names_that_agree_as_far_as_the_encoder_reads_are_refused(tiny_backbone, caplog):
+    segmenter = Segmenter(backbone=tiny_backbone, templates="single")
+    with pytest.raises(UserError, match="have the same text embedding, so that the second can never win"):
+        segmenter.queries(Vocabulary.of([f"{LONG_NAME}big cat", "sky", f"{LONG_NAME}small dog"]))
+    assert "does not read" in caplog.text
+    assert segmenter.queries(Vocabulary.of([f"{LONG_NAME}big cat", "sky", f"{LONG_NAME}small dog, dog"])).names
+
+
+def test_rows_of_a_file_that_are_the_same_are_refused(tiny_backbone):
+    rows = torch.nn.functional.normalize(torch.randn(3, tiny_backbone.dim), dim=1)[[0, 1, 0]]
+    segmenter = Segmenter(backbone=tiny_backbone, text_embeddings=TextEmbeddings(("cat", "sky", "dog"), rows))
+    with pytest.raises(UserError, match="the classes 'cat' and 'dog' have the same text embedding"):
+        segmenter.queries(Vocabulary.of(["cat", "sky", "dog"]))

@@ -1,16 +1,15 @@
 """Evaluate one benchmark: `clearclip eval voc20 --method ClearCLIP`."""
 
 import argparse
-import os
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 from clearclip.cli.options import add_calibration, add_evaluation, model_settings
 from clearclip.cli.own_data import add_own_data, own_run
-from clearclip.cli.reporting import add_sharing, check_outputs, own_device, shares, stoppable
+from clearclip.cli.reporting import add_sharing, check_outputs, launched, own_device, said_once, shares, stoppable
 from clearclip.config import find_config, parse_options
-from clearclip.errors import UserError, program
+from clearclip.errors import program
 
 
 def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -74,13 +73,15 @@ def evaluate_one(arguments: argparse.Namespace) -> None:
         print(note, file=sys.stderr)
     show_dir = Path(arguments.show_dir) if arguments.show_dir else None
     given = Path(arguments.work_dir) if arguments.work_dir else None
-    job = Job([run], [given], Path(arguments.records), share, reports, awaited, arguments.fresh, show_dir)
+    job = Job([run], [given], Path(arguments.records), share, reports, awaited, None, arguments.fresh, show_dir)
     check_writable(work_dir(job, run) / "result.json")
     if show_dir:
         check_writable(show_dir / "image.png")
 
-    with stoppable():
-        (outcome,) = evaluate_all(job)
+    with stoppable(reports), launched(arguments) as ranks:
+        (outcome,) = evaluate_all(replace(job, ranks=ranks))
+        if outcome.error and not reports:
+            raise outcome.error
     if outcome.result:
         result, saved = outcome.result, f"{work_dir(job, run)}/result.json"
         print(as_text(table([result])))
@@ -97,9 +98,5 @@ def evaluate_one(arguments: argparse.Namespace) -> None:
 @program
 def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     arguments = parse_arguments(argv, prog)
-    try:
+    with said_once(arguments):
         evaluate_one(arguments)
-    except UserError:
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(20)  # rank 0 finds the same and says so; its end stops this process
-        raise

@@ -43,6 +43,18 @@ def record_files(sources: Iterable[str | Path]) -> list[Path]:
     return list(found.values())
 
 
+def check_sound(files: Iterable[Path]) -> None:
+    """Raise UserError, with what is wrong, unless every record of all files is whole and possible."""
+    from clearclip.evaluation.records import Records
+
+    for path in files:
+        with Records.open(path, readonly=True) as records:
+            faults = records.verify()
+        if faults:
+            more = f", and {len(faults) - 1} more faults" if len(faults) > 1 else ""
+            raise UserError(f"{faults[0]}{more}: nothing is merged; run the evaluation that wrote it again")
+
+
 def missing_parts(files: Iterable[Path]) -> list[str]:
     """The shards, such as "2/4", of which others are among these files."""
     seen: dict[int, set[int]] = defaultdict(set)
@@ -93,6 +105,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
 
     from clearclip.evaluation.records import Records, merge
 
+    check_sound(files)
     target = Path(arguments.into) / MERGED
     new = merge(target, files)
     print(f"{len(files)} files, {new} images of runs that {target} did not have\n")

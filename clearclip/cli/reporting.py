@@ -5,17 +5,22 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clearclip.errors import UserError, one_line
 
 if TYPE_CHECKING:
+    from clearclip.evaluation.ranks import Ranks
     from clearclip.evaluation.results import Result
     from clearclip.evaluation.run import Run
     from clearclip.evaluation.shards import Share
+
+PARENT = os.getppid()  # as early as can be: a launcher that dies before is not noticed
+TOLD_SECONDS = 20  # in which rank 0 should have said what is wrong
 
 
 def add_sharing(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +41,28 @@ def shares(arguments: argparse.Namespace) -> tuple["Share", "Share | None", bool
     shard = Share.parse(arguments.shard) if arguments.shard else Share()
     rank = Share.of_launcher(arguments.launcher)
     return rank.within(shard), shard if rank.count > 1 and rank.index == 0 else None, rank.index == 0
+
+
+def launched(arguments: argparse.Namespace) -> "AbstractContextManager[Ranks | None]":
+    """The processes that a launcher started together; nothing without one."""
+    if arguments.launcher == "none":
+        return nullcontext()
+    from clearclip.evaluation.ranks import Ranks
+    from clearclip.evaluation.shards import Share
+
+    shard = Share.parse(arguments.shard) if arguments.shard else Share()
+    return Ranks(Path(arguments.records), shard, Share.of_launcher(arguments.launcher), PARENT)
+
+
+@contextmanager
+def said_once(arguments: argparse.Namespace) -> Iterator[None]:
+    """Leave errors to rank 0, which finds the same or is told: its end stops this process while that waits."""
+    try:
+        yield
+    except UserError:
+        if arguments.launcher != "none" and not shares(arguments)[2]:
+            time.sleep(TOLD_SECONDS)
+        raise
 
 
 def own_device(arguments: argparse.Namespace) -> str | None:
@@ -60,15 +87,16 @@ def score(run: "Run", result: "Result") -> str:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """End the program with a signal's status, and say how to go on, where one asked to stop."""
+def stoppable(reports: bool = True) -> Iterator[None]:
+    """End the program with a signal's status where one asked to stop; who `reports` says how to go on."""
     from clearclip.evaluation.passes import Interrupted
 
     try:
         yield
     except Interrupted as error:
         name = signal.Signals(error.number).name
-        print(f"stopped by {name}: what was counted is kept; the same command goes on from there", file=sys.stderr)
+        if reports:
+            print(f"stopped by {name}: what was counted is kept; the same command goes on from there", file=sys.stderr)
         raise SystemExit(128 + error.number) from None
 
 

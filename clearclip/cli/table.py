@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 from clearclip.cli.grid import Grid
 from clearclip.cli.options import add_evaluation, model_settings
-from clearclip.cli.reporting import add_sharing, check_outputs, own_device, score, shares, stoppable, with_kind
+from clearclip.cli.reporting import (
+    add_sharing,
+    check_outputs,
+    launched,
+    own_device,
+    said_once,
+    score,
+    shares,
+    stoppable,
+    with_kind,
+)
 from clearclip.config import benchmarks, find_config, parse_options, protocols
 from clearclip.errors import UserError, program
 from clearclip.paths import atomic_write, check_writable
@@ -129,10 +139,12 @@ def evaluate_runs(job: "Job", workbook: str, comparison: Comparison) -> tuple[li
     found, failed = [], []
 
     def report(error: Exception, run: "Run") -> None:
+        if not job.reports:  # rank 0 is told, and says it
+            return
         failed.append(f"{run.config.benchmark.name}: {run.method}, {run.config.model.backbone}")
         print(f"error: {failed[-1]}: {with_kind(error)}", file=sys.stderr)
 
-    with stoppable():
+    with stoppable(job.reports):
         for outcome in evaluate_all(job):
             if outcome.error:
                 report(outcome.error, outcome.run)
@@ -150,9 +162,7 @@ def evaluate_runs(job: "Job", workbook: str, comparison: Comparison) -> tuple[li
     return found, failed
 
 
-@program
-def main(argv: list[str] | None = None, prog: str | None = None) -> None:
-    arguments = parse_arguments(argv, prog)
+def evaluate_table(arguments: argparse.Namespace) -> None:
     parse_options(arguments.cfg_options)
     grid = Grid.parse(arguments.grid) if arguments.grid else None
     if grid:
@@ -174,8 +184,12 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     runs, missing = plan(arguments)
     for error in missing:
         print(f"missing: {error}", file=sys.stderr)
-    job = Job(runs, (), Path(arguments.records), share, reports, awaited, arguments.fresh)
-    found, failed = evaluate_runs(job, arguments.results, Comparison(against, job.records)) if runs else ([], [])
+    found: list[Result] = []
+    failed: list[str] = []
+    if runs:
+        with launched(arguments) as ranks:
+            job = Job(runs, (), Path(arguments.records), share, reports, awaited, ranks, arguments.fresh)
+            found, failed = evaluate_runs(job, arguments.results, Comparison(against, job.records))
     if found:
         rows = table(found)
         pivots = grid.pivots(found) if grid else []
@@ -189,3 +203,10 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
         print(f"failed: {name}", file=sys.stderr)
     if failed or not runs or (missing and arguments.datasets):
         raise SystemExit(2)
+
+
+@program
+def main(argv: list[str] | None = None, prog: str | None = None) -> None:
+    arguments = parse_arguments(argv, prog)
+    with said_once(arguments):
+        evaluate_table(arguments)

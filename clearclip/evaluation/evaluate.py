@@ -1,12 +1,13 @@
 """From runs to results: passes are planned, what is missing is counted, and the records become scores."""
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,12 +20,22 @@ from mmseg.registry import DATASETS
 import clearclip
 from clearclip.backbones import Backbone, load_backbone
 from clearclip.calibration import Calibration
-from clearclip.errors import UserError
+from clearclip.errors import UserError, one_line
 from clearclip.evaluation.datasets import building, check_dataset
 from clearclip.evaluation.evaluators import Evaluators, check_runnable
-from clearclip.evaluation.passes import Benchmark, Pass, Work, evaluate, fingerprint, plan
+from clearclip.evaluation.passes import (
+    Benchmark,
+    Interrupted,
+    Pass,
+    Work,
+    evaluate,
+    fingerprint,
+    plan,
+    signals,
+)
 from clearclip.evaluation.pictures import Pictures, own_colours
 from clearclip.evaluation.progress import Progress
+from clearclip.evaluation.ranks import Ranks
 from clearclip.evaluation.results import Result, write_result
 from clearclip.evaluation.run import (
     NUMBERS,
@@ -72,6 +83,7 @@ class Job:
         share: the part of the images that this process counts.
         reports: whether it makes the results; of processes that a launcher started, one does.
         awaited: the part whose images it waits for before it does, its own by default.
+        ranks: the processes that a launcher started together, if one did.
         fresh: count again what is counted already.
         show_dir: a folder for pictures of what was seen.
         patience: seconds to wait while no awaited image comes.
@@ -83,6 +95,7 @@ class Job:
     share: Share = field(default_factory=Share)
     reports: bool = True
     awaited: Share | None = None
+    ranks: Ranks | None = None
     fresh: bool = False
     show_dir: Path | None = None
     patience: float = PATIENCE
@@ -121,34 +134,78 @@ def evaluate_all(job: Job) -> Iterator[Outcome]:
     progress = Progress(sum(len(job.share.take(one.pictures)) for one in passes))
     with Shards(job.records, job.share) as shards:
         settings, loaded = None, None
-        for one in passes:
+        for number, one in enumerate(passes):
             wanted = backbone_settings(one.runs[0])
             if wanted != settings:
                 settings, loaded = wanted, None  # one is freed before the next is loaded
                 try:
                     loaded = load_backbone(**wanted)
                 except Exception as error:
-                    yield from (Outcome(run, error=error) for run in one.runs)
+                    yield from _told(job, [Outcome(run, error=error) for run in one.runs])
                     settings = None
-                    continue
-            assert loaded is not None
-            yield from _evaluate_pass(job, one, loaded, shards, progress)
+            yield from _told(job, _evaluate_pass(job, one, loaded, shards, progress, number))
     progress.close()
 
 
-def _evaluate_pass(job: Job, one: Pass, backbone: Backbone, shards: Shards, progress: Progress) -> Iterator[Outcome]:
-    works, failed = _prepare(job, one, backbone, shards)
+def _told(job: Job, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """The same, with rank 0 told of each run that cannot be counted here: it says so, and waits for no image of it."""
+    places = {id(run): place for place, run in enumerate(job.runs)}
+    for outcome in outcomes:
+        if job.ranks and outcome.error and not job.reports:
+            job.ranks.fail(places[id(outcome.run)], one_line(outcome.error))
+        yield outcome
+
+
+def _evaluate_pass(
+    job: Job, one: Pass, backbone: Backbone | None, shards: Shards, progress: Progress, stage: int
+) -> Iterator[Outcome]:
+    works, failed = _prepare(job, one, backbone, shards) if backbone else ([], [])
     yield from failed
+    if job.fresh:
+        _forget(job, one, works, stage)
+    for work in works:
+        with _ending(work):
+            _find_missing(job, one, work)
     loader = one.runs[0].config.test_dataloader
     for done in evaluate(one, works, loader.batch_size, loader.get("num_workers", 2)):
-        progress.update(done)
+        if job.reports:
+            progress.update(done)
+        _hear(job, works)
     for work in works:
-        if work.error is not None:
-            yield Outcome(work.run, error=work.error)
-        elif job.reports and _complete(job, one, work):
+        if work.error is None and job.reports and _complete(job, one, work):
             yield _finished(job, work)
         else:
             yield Outcome(work.run, error=work.error)
+
+
+@contextlib.contextmanager
+def _ending(work: Work) -> Iterator[None]:
+    """Let an error end one run of a pass alone."""
+    try:
+        yield
+    except Exception as error:
+        work.error = work.error or error
+
+
+def _forget(job: Job, one: Pass, works: Sequence[Work], stage: int) -> None:
+    """Start over. Of processes that a launcher started, rank 0 forgets for all of them, before any of them counts."""
+    if job.reports:
+        for work in works:
+            with _ending(work):
+                work.ledger.clear(one.samples(work.position, job.awaited or job.share))
+    if job.ranks:
+        job.ranks.start(stage)
+
+
+def _hear(job: Job, works: Sequence[Work]) -> None:
+    """End the runs that another process cannot count. Raises UserError where one has died."""
+    if not (job.ranks and job.reports):
+        return
+    failures = job.ranks.failures()
+    for work in works:
+        place = next(place for place, run in enumerate(job.runs) if run is work.run)
+        if work.error is None and place in failures:
+            work.error = UserError(failures[place])
 
 
 def _finished(job: Job, work: Work) -> Outcome:
@@ -171,22 +228,25 @@ def _complete(job: Job, one: Pass, work: Work) -> bool:
     if job.awaited:
         samples = one.samples(work.position, job.awaited)
         left, grown = work.ledger.missing(samples), time.monotonic()
-        while left:
-            if time.monotonic() - grown > job.patience:
-                work.error = UserError(
-                    f"no other process has counted anything for {job.patience:.0f} seconds, and {len(left)} images are "
-                    f"missing, such as {left[0]}: start all processes again, they go on from here"
-                )
-                return False
-            time.sleep(POLL_SECONDS)
-            before, left = left, work.ledger.missing(left)
-            if len(left) < len(before):
-                grown = time.monotonic()
-    return not work.ledger.missing(work.benchmark.samples)
+        with signals() as stop:
+            while left and work.error is None:
+                if stop:
+                    raise Interrupted(stop[0])
+                if time.monotonic() - grown > job.patience:
+                    work.error = UserError(
+                        f"no other process has counted anything for {job.patience:.0f} seconds, and {len(left)} images "
+                        f"are missing, such as {left[0]}: start all processes again, they go on from here"
+                    )
+                time.sleep(POLL_SECONDS)
+                _hear(job, [work])
+                before, left = left, work.ledger.missing(left)
+                if len(left) < len(before):
+                    grown = time.monotonic()
+    return work.error is None and not work.ledger.missing(work.benchmark.samples)
 
 
 def _prepare(job: Job, one: Pass, backbone: Backbone, shards: Shards) -> tuple[list[Work], list[Outcome]]:
-    """All runs of a pass with their text embedded, their ledgers opened and what they lack found."""
+    """All runs of a pass with their text embedded and their ledgers opened."""
     made: dict[str, Any] = {}
     texts: dict[str, Queries] = {}
     works, failed = [], []
@@ -197,23 +257,25 @@ def _prepare(job: Job, one: Pass, backbone: Backbone, shards: Shards) -> tuple[l
             queries = _queries(run, segmenter, texts)
             meta = {"config": str(run.path), "versions": versions()}
             ledger = shards.ledger(identity(run, segmenter, queries, benchmark), benchmark.classes, meta)
-            mine = one.samples(position, job.share)
-            if job.fresh:
-                ledger.clear(mine)
-            missing = mine if job.show_dir else ledger.missing(mine)  # pictures are wanted of all
-            if len(missing) < len(mine):
-                say(
-                    f"{run.config.benchmark.name}, {run.method}: {len(mine) - len(missing)} of {len(mine)} images are "
-                    "counted already; --fresh counts them again"
-                )
-            work = Work(run, segmenter, queries, segmenter.decoder(queries), benchmark, position, ledger, set(missing))
-            if job.show_dir:
-                work.pictures = _pictures(job.show_dir, work)
-                work.undrawn = {sample for sample in mine if not work.pictures.has(benchmark.path(sample))}
-            works.append(work)
+            works.append(Work(run, segmenter, queries, segmenter.decoder(queries), benchmark, position, ledger))
         except Exception as error:
             failed.append(Outcome(run, error=error))
     return works, failed
+
+
+def _find_missing(job: Job, one: Pass, work: Work) -> None:
+    """Find the images that a run lacks of this process's share, and the pictures of them."""
+    mine = one.samples(work.position, job.share)
+    missing = mine if job.show_dir else work.ledger.missing(mine)  # pictures are wanted of all
+    if len(missing) < len(mine):
+        say(
+            f"{work.run.config.benchmark.name}, {work.run.method}: {len(mine) - len(missing)} of {len(mine)} images "
+            "are counted already; --fresh counts them again"
+        )
+    work.missing = set(missing)
+    if job.show_dir:
+        work.pictures = _pictures(job.show_dir, work)
+        work.undrawn = {sample for sample in mine if not work.pictures.has(work.benchmark.path(sample))}
 
 
 def _pictures(folder: Path, work: Work) -> Pictures:

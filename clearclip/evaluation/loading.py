@@ -31,10 +31,11 @@ class LoadImage(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         path, label_map = results["img_path"], results.get("seg_map_path")
-        image = read_image(path)
-        if label_map and orientation(path) != 1 and _is_stored(path, label_map):
-            image = read_stored(path)
+        stored = bool(label_map) and orientation(path) != 1 and _is_stored(path, label_map)
+        if stored:
             self._say(path)
+        image = read_stored(path) if stored else read_image(path)
+        results["as_stored"] = stored
         results["img"] = image[..., ::-1]
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         return results

