@@ -15,7 +15,7 @@ def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup, defaul
     parser.add_argument("--precision", default=default, help="auto, fp32, fp16, bf16")
 
 
-def add_calibration(parser: argparse.ArgumentParser) -> None:
+def add_calibration(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--calibration", metavar="FILE", help="class offsets and a threshold that clearclip calibrate fitted"
     )
