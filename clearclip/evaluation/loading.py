@@ -31,7 +31,7 @@ class LoadImage(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         path, label_map = results["img_path"], results.get("seg_map_path")
-        stored = bool(label_map) and orientation(path) != 1 and _is_stored(path, label_map)
+        stored = label_map is not None and orientation(path) != 1 and _is_stored(path, label_map)
         if stored:
             self._say(path)
         image = read_stored(path) if stored else read_image(path)

@@ -286,8 +286,8 @@ def _count(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]]) -> No
         for i, work in enumerate(works):
             if _wants(work, picture):
                 alike[_as_stored(loaded[work.position])].append(i)
-        for which in alike.values():
-            wanted[tuple(which)].append(index)
+        for seeing in alike.values():
+            wanted[tuple(seeing)].append(index)
     for which, indices in wanted.items():
         _count_or_fail([works[i] for i in which], [batch[i] for i in indices])
 
