@@ -67,7 +67,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: f
 
     `scale` is 1 / √d unless given; `bias` broadcasts to [B, heads, T, T].
     """
-    if torch.get_num_threads() > FEW_THREADS or not (_takes(q, k) and _takes(q, v)):
+    if not (_takes(q, k) and _takes(q, v)) or torch.get_num_threads() > FEW_THREADS:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     batch, heads, count, width = v.shape
     q = (q * (q.shape[-1] ** -0.5 if scale is None else scale)).contiguous()
@@ -127,12 +127,12 @@ def _products(x: Tensor, y: Tensor) -> Tensor:
 def _takes(x: Tensor, y: Tensor) -> bool:
     """Whether oneDNN may take a product over: of plain tensors on a CPU that it knows, for inference."""
     return (
-        x.device.type == y.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and x.device.type == y.device.type == "cpu"
         and x.dtype == y.dtype
         and type(x) is Tensor
         and type(y) in (Tensor, nn.Parameter)
         and x.numel() > 0
-        and not torch.compiler.is_compiling()
         and not is_in_torch_dispatch_mode()  # who counts operations counts PyTorch's
         and not (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad))
         and _knows(x.dtype)

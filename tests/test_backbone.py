@@ -184,7 +184,7 @@ def test_all_blocks_and_batches_share_what_is_compiled(compiling, tiny_folder, t
         for batch, width in [*((size, 64) for size in (4, 3, 1, *range(5, 14))), (2, 80), (3, 96)]:
             images = torch.randn(batch, 3, 64, width, generator=torch.Generator().manual_seed(batch))
             tokens, expected = (backbone.trunk(images).tokens() for backbone in (compiled, tiny_backbone))
-            assert_near(tokens, expected)
+            assert_near(tokens, expected, 1e-3)  # other kernels
             counts.append(counter.frame_count)
     assert counts[0] == 1
     assert counts[-1] <= 4
