@@ -58,14 +58,15 @@ def _is_stored(path: str, label_map: str) -> bool:
 class LoadLabels(BaseTransform):
     """`seg_map_path` to `gt_seg_map`, integers [H, W]: label maps of 8, 16 or 32 bits, with or without a palette.
 
+    `values` are labels for what the files hold, such as `{0: 0, 255: 1}` for a mask of 0 and 255, and come first.
     `reduce_zero_label` of the data set makes 0 the ignored label and 1, 2, … the classes 0, 1, …; its `label_map`
     renames classes, as MMSegmentation has it. Raises UserError, naming the file, for what cannot be read, for
     pictures in colour and fractions, and for a label map of another size than its image. A label that is no class is
     found by `ClassIoUMetric`, which counts them anyway.
     """
 
-    def __init__(self, ignore_index: int = 255):
-        self.ignore_index = ignore_index
+    def __init__(self, ignore_index: int = 255, values: dict[int, int] | None = None):
+        self.ignore_index, self.values = ignore_index, values
 
     def transform(self, results: dict) -> dict:
         path = results["seg_map_path"]
@@ -73,6 +74,8 @@ class LoadLabels(BaseTransform):
         if "ori_shape" in results and labels.shape != results["ori_shape"]:
             sizes = ("x".join(map(str, shape)) for shape in (labels.shape, results["ori_shape"]))
             raise UserError("label map {} is {}, its image {}; {}".format(path, *sizes, REMEDY))
+        if self.values is not None:
+            labels = self._translated(labels, self.values, path)
         if results.get("reduce_zero_label"):
             labels = labels.astype(np.int64)
             labels = np.where((labels == 0) | (labels == self.ignore_index), self.ignore_index, labels - 1)
@@ -81,6 +84,15 @@ class LoadLabels(BaseTransform):
         results["gt_seg_map"] = labels
         results.setdefault("seg_fields", []).append("gt_seg_map")
         return results
+
+    def _translated(self, labels: np.ndarray, values: dict[int, int], path: str) -> np.ndarray:
+        """Labels by their value; the ignored one stays, where `values` does not have it."""
+        values = {self.ignore_index: self.ignore_index, **values}
+        stored, places = np.unique(labels, return_inverse=True)
+        for value in stored.tolist():
+            if value not in values:
+                raise UserError(f"label map {path} has the value {value}, for which the config has no label; {REMEDY}")
+        return np.array([values[value] for value in stored.tolist()], np.int64)[places].reshape(labels.shape)
 
     def _rename(self, labels: np.ndarray, label_map: dict[int, int]) -> np.ndarray:
         if self.ignore_index != 255:
