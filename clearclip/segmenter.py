@@ -628,8 +628,8 @@ def scores_features(method: Method) -> bool:
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise UserError naming a setting that no `Segmenter` can have.
 
-    Looks at those of `short_side`, `long_side`, `crop`, `stride`, `window_batch` (None: by the device), `logit_scale` or
-    `temperature`, `threshold`, `area_threshold`, `resize` and `two_steps` that are there.
+    Looks at those of `short_side`, `long_side`, `crop`, `stride`, `window_batch` (None: by the device), `logit_scale`
+    or `temperature`, `threshold`, `area_threshold`, `resize` and `two_steps` that are there.
     """
     settings = {key: value for key, value in settings.items() if (key, value) != ("window_batch", None)}
     for key, least in (("short_side", 0), ("long_side", 1), ("crop", 0), ("stride", 0), ("window_batch", 1)):

@@ -45,6 +45,10 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     add_evaluation(parser)
     add_sharing(parser)
     parser.add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
+    parser.add_argument(
+        "--published", action="store_true",
+        help="print what has been published under all protocols, with its sources, and evaluate nothing",
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -150,9 +154,26 @@ def evaluate_runs(job: "Job", workbook: str, comparison: Comparison) -> tuple[li
     return found, failed
 
 
+def show_published(arguments: argparse.Namespace) -> None:
+    from clearclip.cli.field import show
+
+    if arguments.markdown:
+        check_writable(arguments.markdown)
+    names = [Path(name).stem.removeprefix("cfg_") for name in arguments.datasets or ()]
+    show(names, (lambda text: write_text(arguments.markdown, text)) if arguments.markdown else None)
+
+
+def write_text(path: str, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 @program
 def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     arguments = parse_arguments(argv, prog)
+    if arguments.published:
+        show_published(arguments)
+        return
     parse_options(arguments.cfg_options)
     grid = Grid.parse(arguments.grid) if arguments.grid else None
     if grid:
@@ -183,8 +204,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
         print(f"results in {arguments.results}")
         if arguments.markdown:
             parts = [as_markdown(rows), *(pivot.markdown() for pivot in pivots)]
-            with atomic_write(arguments.markdown) as temporary:
-                temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+            write_text(arguments.markdown, "\n\n".join(parts) + "\n")
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
     if failed or not runs or (missing and arguments.datasets):

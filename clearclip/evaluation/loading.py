@@ -1,6 +1,7 @@
 """What reads the files of a data set: steps of its pipeline that name the file which would spoil a run."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import clearclip.evaluation.mmcv_ext  # noqa: F401, before mmseg is imported
@@ -58,14 +59,15 @@ def _is_stored(path: str, label_map: str) -> bool:
 class LoadLabels(BaseTransform):
     """`seg_map_path` to `gt_seg_map`, integers [H, W]: label maps of 8, 16 or 32 bits, with or without a palette.
 
-    `values` are labels for what the files hold, such as `{0: 0, 255: 1}` for a mask of 0 and 255, and come first.
+    `values`, which come first, are labels for what the files hold: `[1, 0]` makes 1 of 0 and 0 of 1. The ignored label
+    stays, and any other value ends the evaluation.
     `reduce_zero_label` of the data set makes 0 the ignored label and 1, 2, … the classes 0, 1, …; its `label_map`
     renames classes, as MMSegmentation has it. Raises UserError, naming the file, for what cannot be read, for
     pictures in colour and fractions, and for a label map of another size than its image. A label that is no class is
     found by `ClassIoUMetric`, which counts them anyway.
     """
 
-    def __init__(self, ignore_index: int = 255, values: dict[int, int] | None = None):
+    def __init__(self, ignore_index: int = 255, values: Sequence[int] | None = None):
         self.ignore_index, self.values = ignore_index, values
 
     def transform(self, results: dict) -> dict:
@@ -85,14 +87,12 @@ class LoadLabels(BaseTransform):
         results.setdefault("seg_fields", []).append("gt_seg_map")
         return results
 
-    def _translated(self, labels: np.ndarray, values: dict[int, int], path: str) -> np.ndarray:
-        """Labels by their value; the ignored one stays, where `values` does not have it."""
-        values = {self.ignore_index: self.ignore_index, **values}
-        stored, places = np.unique(labels, return_inverse=True)
-        for value in stored.tolist():
-            if value not in values:
-                raise UserError(f"label map {path} has the value {value}, for which the config has no label; {REMEDY}")
-        return np.array([values[value] for value in stored.tolist()], np.int64)[places].reshape(labels.shape)
+    def _translated(self, labels: np.ndarray, values: Sequence[int], path: str) -> np.ndarray:
+        beyond = labels[(labels >= len(values)) & (labels != self.ignore_index)]
+        if beyond.size:
+            raise UserError(f"label map {path} has the value {beyond[0]}, for which the config has no label; {REMEDY}")
+        ignored = labels == self.ignore_index
+        return np.where(ignored, self.ignore_index, np.asarray(values)[np.where(ignored, 0, labels)])
 
     def _rename(self, labels: np.ndarray, label_map: dict[int, int]) -> np.ndarray:
         if self.ignore_index != 255:

@@ -22,8 +22,11 @@ classes = {
     "motorcycle": [57],
     "bicycle": [52],
 }
-values = {label: 255 for label in range(66)}
-values |= {label: index for index, labels in enumerate(classes.values()) for label in labels}
+values = [255] * 66
+for index, labels in enumerate(classes.values()):
+    for label in labels:
+        values[label] = index
+del index, labels, label
 
 model = dict(vocabulary="{{ fileDirname }}/../cls_city_scapes.txt")
 

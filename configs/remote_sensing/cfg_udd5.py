@@ -11,7 +11,7 @@ test_dataloader = dict(
         data_prefix=dict(img_path="val/src", seg_map_path="val/gt"),
         pipeline=[
             dict(type="LoadImage"),
-            dict(type="LoadLabels", values={4: 0, 0: 1, 1: 2, 2: 3, 3: 4}),
+            dict(type="LoadLabels", values=[1, 2, 3, 4, 0]),
             dict(type="PackSegInputs"),
         ],
     )
