@@ -33,7 +33,10 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     parser.add_argument("--backbones", nargs="+", metavar="BACKBONE", default=["ViT-B-16"], help="or arch:tag")
     parser.add_argument("--pretrained", default="openai", help="weights of backbones that name no tag")
     parser.add_argument(
-        "--datasets", nargs="+", metavar="CONFIG", help="voc20, sclip/voc20 or config files (default: all eight)"
+        "--datasets",
+        nargs="+",
+        metavar="CONFIG",
+        help="voc20, sclip/voc20 or config files (default: all eight, or all of a protocol that has none of them)",
     )
     parser.add_argument(
         "--protocol", default="clearclip", help="whose voc20 it is: clearclip, sclip, naclip, …, or all"
@@ -74,7 +77,7 @@ def plan(arguments: argparse.Namespace) -> tuple[list["Run"], list[UserError]]:
     methods = list(dict.fromkeys(str(Spec.parse(method)) for method in arguments.methods))
     present, missing = [], []
     there = benchmarks(arguments.protocol)  # none of "all"
-    datasets = arguments.datasets or [name for name in BENCHMARKS if name in there] or list(BENCHMARKS)
+    datasets = arguments.datasets or [name for name in BENCHMARKS if name in there] or there or list(BENCHMARKS)
     for path in config_paths(datasets, arguments.protocol):
         run = load_config(path, overrides=overrides, limit=arguments.limit)
         try:
