@@ -132,27 +132,27 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """The published resize rule: short side to `short_side`, unless that makes the long side exceed 2048."""
-    scale = min(LONG_SIDE / max(height, width), short_side / min(height, width))
+def resized_shape(height: int, width: int, short_side: int, long_side: int = LONG_SIDE) -> tuple[int, int]:
+    """The published resize rule: short side to `short_side`, unless that makes the long side exceed `long_side`."""
+    scale = min(long_side / max(height, width), short_side / min(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def resize_short(image: np.ndarray, short_side: int) -> np.ndarray:
+def resize_short(image: np.ndarray, short_side: int, long_side: int = LONG_SIDE) -> np.ndarray:
     """Resize [H, W, 3] by that rule, bilinear without antialiasing as OpenCV does it; 0 keeps the size."""
     if not short_side:
         return image
     import cv2
 
     height, width, _ = image.shape
-    height, width = resized_shape(height, width, short_side)
+    height, width = resized_shape(height, width, short_side, long_side)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def resize_patches(image: np.ndarray, short_side: int, patch: int) -> np.ndarray:
+def resize_patches(image: np.ndarray, short_side: int, patch: int, long_side: int = LONG_SIDE) -> np.ndarray:
     """CLIPer's resize of [H, W, 3]: the same scale, each side to the nearest multiple of a patch, Pillow's bicubic."""
     height, width = image.shape[:2]
-    scale = min(LONG_SIDE / max(height, width), short_side / min(height, width))
+    scale = min(long_side / max(height, width), short_side / min(height, width))
     height, width = (max(1, round(side * scale / patch)) * patch for side in (height, width))
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 

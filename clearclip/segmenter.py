@@ -21,7 +21,7 @@ from clearclip.backbones import Backbone, choose_device, choose_precision, load_
 from clearclip.calibration import Calibration
 from clearclip.decode import Decoded, LabelDecoder
 from clearclip.errors import UserError
-from clearclip.images import MAX_PIXELS, image_size, read_image, resize_patches, resize_short, resized_shape
+from clearclip.images import LONG_SIDE, MAX_PIXELS, image_size, read_image, resize_patches, resize_short, resized_shape
 from clearclip.methods import Method, check_features, check_scores, similarity
 from clearclip.other import OtherWords, read_other, set_apart
 from clearclip.refine import Refinement
@@ -57,7 +57,8 @@ class Segmenter:
             and compilation.
         templates: a set of prompt templates, a file of them, or the templates themselves.
         text_embeddings: a file or `TextEmbeddings` in place of the text tower and the templates.
-        short_side: images are resized to this, in pixels, as published; 0 keeps their size.
+        short_side, long_side: images are resized to the largest size that exceeds neither, in pixels, as published;
+            a short side of 0 keeps their size.
         crop, stride: windows of `crop` pixels every `stride`; `crop` 0 takes the whole image at once.
         two_steps: the scores of a whole image go to the resized image's size first and from there to the output's, as
             in NACLIP's code and what builds on it, not in one step.
@@ -89,6 +90,7 @@ class Segmenter:
         templates: str | Sequence[str] = "imagenet80",
         text_embeddings: str | Path | TextEmbeddings | None = None,
         short_side: int = 448,
+        long_side: int = LONG_SIDE,
         crop: int = 448,
         stride: int = 224,
         logit_scale: float = 50.0,
@@ -110,7 +112,8 @@ class Segmenter:
             pretrained = AUTO if method == AUTO else "openai"
         method = "ClearCLIP" if method == AUTO else method
         scale = {"logit_scale": logit_scale} if temperature is None else {"temperature": temperature}
-        settings = dict(short_side=short_side, crop=crop, stride=stride, window_batch=window_batch, resize=resize)
+        sides = dict(short_side=short_side, long_side=long_side)
+        settings = dict(**sides, crop=crop, stride=stride, window_batch=window_batch, resize=resize)
         thresholds = dict(threshold=threshold, area_threshold=area_threshold)
         check_settings(settings | scale | thresholds | dict(two_steps=two_steps))
         self.other = read_other(other)
@@ -149,7 +152,8 @@ class Segmenter:
         self._embedded: dict[tuple[str, ...], TextEmbeddings] = {}
         self._told_apart: Vocabulary | None = None
         self._decoder: tuple[tuple[Any, ...], LabelDecoder] | None = None
-        self.resizer, self.short_side, self.crop, self.stride = resize, short_side, crop, stride
+        self.resizer, self.short_side, self.long_side = resize, short_side, long_side
+        self.crop, self.stride = crop, stride
         self.two_steps = two_steps
         self.logit_scale = logit_scale if temperature is None else temperature
         self.threshold, self.area_threshold = threshold, area_threshold
@@ -293,6 +297,7 @@ class Segmenter:
             "weights": self.backbone.content_hash,
             **{key: getattr(self, key) for key in keys},
             "resize": self.resizer,
+            **({"long_side": self.long_side} if self.long_side != LONG_SIDE else {}),
         }
 
     @property
@@ -395,11 +400,11 @@ class Segmenter:
         if self.resizer != "device":
             array = image.permute(1, 2, 0).cpu().numpy()
             if self.resizer == "cv2":
-                array = resize_short(array, self.short_side)
+                array = resize_short(array, self.short_side, self.long_side)
             else:
-                array = resize_patches(array, self.short_side, self.backbone.patch_size)
+                array = resize_patches(array, self.short_side, self.backbone.patch_size, self.long_side)
             return torch.from_numpy(array).permute(2, 0, 1)
-        shape = resized_shape(image.shape[1], image.shape[2], self.short_side)
+        shape = resized_shape(image.shape[1], image.shape[2], self.short_side, self.long_side)
         resized = F.interpolate(image.to(self.device).float()[None], size=shape, mode="bilinear")[0]
         return (resized + 0.5).to(torch.uint8)
 
@@ -629,11 +634,11 @@ def scores_features(method: Method) -> bool:
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise UserError naming a setting that no `Segmenter` can have.
 
-    Looks at those of `short_side`, `crop`, `stride`, `window_batch` (None: by the device), `logit_scale` or
-    `temperature`, `threshold`, `area_threshold`, `resize` and `two_steps` that are there.
+    Looks at those of `short_side`, `long_side`, `crop`, `stride`, `window_batch` (None: by the device), `logit_scale`
+    or `temperature`, `threshold`, `area_threshold`, `resize` and `two_steps` that are there.
     """
     settings = {key: value for key, value in settings.items() if (key, value) != ("window_batch", None)}
-    for key, least in (("short_side", 0), ("crop", 0), ("stride", 0), ("window_batch", 1)):
+    for key, least in (("short_side", 0), ("long_side", 1), ("crop", 0), ("stride", 0), ("window_batch", 1)):
         value = settings.get(key, least)
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise UserError(f"{key} must be a whole number from {least} on, not {value!r}")

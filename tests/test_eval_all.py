@@ -9,8 +9,9 @@ import openpyxl
 import pytest
 from benchmarks import LAYOUTS, SHAPES, make_benchmark, make_benchmarks, run, single_error
 
+from clearclip.cli.field import published
 from clearclip.cli.table import config_paths
-from clearclip.config import protocols
+from clearclip.config import benchmarks, protocols, read_config
 from clearclip.errors import UserError
 from clearclip.evaluation import evaluate as evaluation
 from clearclip.evaluation.results import as_markdown, read_result, table
@@ -22,6 +23,7 @@ FAST = [
     "--cfg-options", "model.device=cpu", "model.templates=single", "test_dataloader.num_workers=0",
     "model.short_side=112",
 ]  # fmt: skip
+UNNUMBERED = {"method", "backbone", "protocol", "source", "avg5", "avg8"}  # columns that hold no published number
 pytestmark = pytest.mark.slow
 
 
@@ -209,9 +211,10 @@ def test_all_protocols_of_a_data_set(tiny_folder, data, capsys):
         "--backbones", f"local-dir:{tiny_folder}", "--method", "CLIP", "--protocol", "all", "--datasets", "voc20",
         "--limit", "1", *FAST,
     ])  # fmt: skip
-    assert [record["protocol"] for record in results()] == protocols()
+    having = [name for name in protocols() if "voc20" in benchmarks(name)]
+    assert [record["protocol"] for record in results()] == having
     assert {record["images"] for record in results()} == {1}
-    assert capsys.readouterr().out.count("(1 img)") == len(protocols())
+    assert capsys.readouterr().out.count("(1 img)") == len(having)
 
 
 @pytest.mark.parametrize(
@@ -229,3 +232,48 @@ def test_names_of_data_sets(datasets, protocol, expected):
             config_paths(datasets, protocol)
     else:
         assert config_paths(datasets, protocol) == [ROOT / "configs" / name for name in expected]
+
+
+def test_what_is_published_is_printed_without_running_anything(tmp_path, run_program):
+    done = run_program(
+        sys.executable, "-X", "importtime", ROOT / "eval_all.py", "--published", "--markdown", "field.md"
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "clearclip.config" in loaded
+    assert not loaded & {"torch", "mmseg", "cv2", "open_clip"}
+    assert "ViT-B-16" in done.stdout
+    markdown = (tmp_path / "field.md").read_text()
+    assert "ClearCLIP paper (ECCV 2024)" in markdown
+    assert "protocol clearclip" in markdown
+
+
+def test_every_published_number_is_in_the_table_with_its_source():
+    table, sources = published()
+    shown = [cell for row in table for name, cell in row.items() if name not in UNNUMBERED and cell]
+    benchmark = [read_config(path).benchmark for path in sorted((ROOT / "configs").rglob("cfg_*.py"))]
+    given = [str(number) for one in benchmark for methods in one.get("published", {}).values()
+             for number in methods.values()]  # fmt: skip
+    given += [str(number) for row in read_config(ROOT / "configs/published.py").rows
+              for name, number in row.mIoU.items() if not name.startswith("avg")]  # fmt: skip
+    assert sorted(shown) == sorted(given)
+    assert {row["source"] for row in table} == {f"[{number}]" for number in range(1, len(sources) + 1)}
+    (ours,) = (row for row in table if row["method"] == "ClearCLIP" and row["source"] == "[1]" and row["voc20"])
+    assert (ours["protocol"], ours["voc20"], ours["avg5"], ours["avg8"]) == ("clearclip", "80.9", "37.5", "38.1")
+
+
+def test_published_numbers_of_some_data_sets(capsys):
+    main(["--published", "--datasets", "ade847", "segearth/loveda"])
+    printed = capsys.readouterr().out
+    assert "5.67" in printed
+    assert "32.4" in printed
+    assert "80.9" not in printed
+    with pytest.raises(SystemExit):
+        main(["--published", "--datasets", "imagenet"])
+    assert "nothing published on imagenet is known here; use some of voc21," in single_error(capsys.readouterr().err)
+
+
+def test_a_protocol_with_none_of_the_eight_takes_its_own(capsys):
+    with pytest.raises(SystemExit):
+        main(["--protocol", "segearth", *FAST])
+    assert "data set loveda not found" in capsys.readouterr().err

@@ -103,6 +103,18 @@ def test_a_label_map_of_another_size_is_named(tmp_path):
         load_labels(tmp_path / "a.png", ori_shape=(40, 56))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_values_of_the_files_get_the_labels_of_the_config(dtype, tmp_path):
+    stored = np.array([[0, 1, 2, 255]], dtype)
+    save(tmp_path / "a.png", stored)
+    step = LoadLabels(values=[1, 2, 0])
+    assert load_labels(tmp_path / "a.png", step).tolist() == [[1, 2, 0, 255]]
+    assert load_labels(tmp_path / "a.png", step, reduce_zero_label=True).tolist() == [[0, 1, 255, 255]]
+    save(tmp_path / "b.png", stored + np.array([[0, 0, 1, 0]], dtype))
+    with pytest.raises(UserError, match=r"b\.png has the value 3, for which the config has no label"):
+        load_labels(tmp_path / "b.png", step)
+
+
 def test_renamed_classes_need_255_ignored(tmp_path):
     save(tmp_path / "a.png", np.zeros((2, 2), np.uint8))
     with pytest.raises(UserError, match="need ignore_index=255"):

@@ -40,10 +40,26 @@ def test_every_kind_of_image_gives_the_same_labels(make, tmp_path):
             assert np.array_equal(segmenter(same, NAMES).labels, expected)
 
 
-@given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([224, 336, 448, 560]))
-def test_the_resize_rule_is_the_published_one(height, width, short_side):
-    expected = mmcv.rescale_size((width, height), (2048, short_side))[::-1]
-    assert resized_shape(height, width, short_side) == tuple(max(1, side) for side in expected)
+@given(
+    st.integers(1, 5000),
+    st.integers(1, 5000),
+    st.sampled_from([224, 336, 448, 560]),
+    st.sampled_from([2048, 1280, 560]),
+)
+def test_the_resize_rule_is_the_published_one(height, width, short_side, long_side):
+    expected = mmcv.rescale_size((width, height), (long_side, short_side))[::-1]
+    assert resized_shape(height, width, short_side, long_side) == tuple(max(1, side) for side in expected)
+    assert resized_shape(height, width, short_side) == resized_shape(height, width, short_side, 2048)
+
+
+@pytest.mark.parametrize("resize", ["cv2", "device", "pil"])
+def test_the_long_side_has_a_bound_of_its_own(resize, tiny_backbone):
+    image = torch.from_numpy(picture(108, 128)).permute(2, 0, 1)
+    segmenter = Segmenter("ClearCLIP", tiny_backbone, short_side=64, long_side=64, resize=resize)
+    assert segmenter.resize(image).shape == (3, 48 if resize == "pil" else 54, 64)
+    assert segmenter.settings["long_side"] == 64
+    with pytest.raises(UserError, match="long_side must be a whole number from 1 on, not 0"):
+        Segmenter("ClearCLIP", tiny_backbone, long_side=0)
 
 
 @pytest.mark.parametrize("shape", [(300, 500), (700, 500), (448, 448), (30, 400)])

@@ -43,7 +43,10 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     parser.add_argument("--backbones", nargs="+", metavar="BACKBONE", default=["ViT-B-16"], help="or arch:tag")
     parser.add_argument("--pretrained", default="openai", help="weights of backbones that name no tag")
     parser.add_argument(
-        "--datasets", nargs="+", metavar="CONFIG", help="voc20, sclip/voc20 or config files (default: all eight)"
+        "--datasets",
+        nargs="+",
+        metavar="CONFIG",
+        help="voc20, sclip/voc20 or config files (default: all eight, or all of a protocol that has none of them)",
     )
     parser.add_argument(
         "--protocol", default="clearclip", help="whose voc20 it is: clearclip, sclip, naclip, …, or all"
@@ -55,6 +58,10 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     add_evaluation(parser)
     add_sharing(parser)
     parser.add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
+    parser.add_argument(
+        "--published", action="store_true",
+        help="print what has been published under all protocols, with its sources, and evaluate nothing",
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -80,7 +87,7 @@ def plan(arguments: argparse.Namespace) -> tuple[list["Run"], list[UserError]]:
     methods = list(dict.fromkeys(str(Spec.parse(method)) for method in arguments.methods))
     present, missing = [], []
     there = benchmarks(arguments.protocol)  # none of "all"
-    datasets = arguments.datasets or [name for name in BENCHMARKS if name in there] or list(BENCHMARKS)
+    datasets = arguments.datasets or [name for name in BENCHMARKS if name in there] or there or list(BENCHMARKS)
     for path in config_paths(datasets, arguments.protocol):
         run = load_config(path, overrides=overrides, limit=arguments.limit)
         try:
@@ -162,6 +169,20 @@ def evaluate_runs(job: "Job", workbook: str, comparison: Comparison) -> tuple[li
     return found, failed
 
 
+def show_published(arguments: argparse.Namespace) -> None:
+    from clearclip.cli.field import show
+
+    if arguments.markdown:
+        check_writable(arguments.markdown)
+    names = [Path(name).stem.removeprefix("cfg_") for name in arguments.datasets or ()]
+    show(names, (lambda text: write_text(arguments.markdown, text)) if arguments.markdown else None)
+
+
+def write_text(path: str, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def evaluate_table(arguments: argparse.Namespace) -> None:
     parse_options(arguments.cfg_options)
     grid = Grid.parse(arguments.grid) if arguments.grid else None
@@ -197,8 +218,7 @@ def evaluate_table(arguments: argparse.Namespace) -> None:
         print(f"results in {arguments.results}")
         if arguments.markdown:
             parts = [as_markdown(rows), *(pivot.markdown() for pivot in pivots)]
-            with atomic_write(arguments.markdown) as temporary:
-                temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+            write_text(arguments.markdown, "\n\n".join(parts) + "\n")
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
     if failed or not runs or (missing and arguments.datasets):
@@ -208,5 +228,7 @@ def evaluate_table(arguments: argparse.Namespace) -> None:
 @program
 def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     arguments = parse_arguments(argv, prog)
+    if arguments.published:
+        return show_published(arguments)
     with said_once(arguments):
         evaluate_table(arguments)

@@ -50,6 +50,7 @@ from clearclip.evaluation.run import (
 from clearclip.evaluation.segmentor import class_queries
 from clearclip.evaluation.shards import Shards, Share
 from clearclip.evaluation.statistics import confused_pairs
+from clearclip.images import LONG_SIDE
 from clearclip.methods import METHODS, Method
 from clearclip.refine import REFINEMENTS, Refinement
 from clearclip.registry import Choice, Registry
@@ -356,7 +357,8 @@ def identity(run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchm
         "compile": backbone.compiled,
         "method": run.spec.settings,
         "protocol": {name: getattr(segmenter, name) for name in (*NUMBERS, "two_steps")}
-        | {"resize": segmenter.resizer},
+        | {"resize": segmenter.resizer}
+        | ({"long_side": segmenter.long_side} if segmenter.long_side != LONG_SIDE else {}),
         "names": [list(names) for names in load_vocabulary(run.config.model.vocabulary).names],
         "text": hashlib.sha256(queries.text.float().cpu().contiguous().numpy().tobytes()).hexdigest(),
         "query_class": list(queries.query_class),

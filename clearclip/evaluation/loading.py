@@ -1,6 +1,7 @@
 """What reads the files of a data set: steps of its pipeline that name the file which would spoil a run."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import clearclip.evaluation.mmcv_ext  # noqa: F401, before mmseg is imported
@@ -59,14 +60,16 @@ def _is_stored(path: str, label_map: str) -> bool:
 class LoadLabels(BaseTransform):
     """`seg_map_path` to `gt_seg_map`, integers [H, W]: label maps of 8, 16 or 32 bits, with or without a palette.
 
+    `values`, which come first, are labels for what the files hold: `[1, 0]` makes 1 of 0 and 0 of 1. The ignored label
+    stays, and any other value ends the evaluation.
     `reduce_zero_label` of the data set makes 0 the ignored label and 1, 2, … the classes 0, 1, …; its `label_map`
     renames classes, as MMSegmentation has it. Raises UserError, naming the file, for what cannot be read, for
     pictures in colour and fractions, and for a label map of another size than its image. A label that is no class is
     found by `ClassIoUMetric`, which counts them anyway.
     """
 
-    def __init__(self, ignore_index: int = 255):
-        self.ignore_index = ignore_index
+    def __init__(self, ignore_index: int = 255, values: Sequence[int] | None = None):
+        self.ignore_index, self.values = ignore_index, values
 
     def transform(self, results: dict) -> dict:
         path = results["seg_map_path"]
@@ -74,6 +77,8 @@ class LoadLabels(BaseTransform):
         if "ori_shape" in results and labels.shape != results["ori_shape"]:
             sizes = ("x".join(map(str, shape)) for shape in (labels.shape, results["ori_shape"]))
             raise UserError("label map {} is {}, its image {}; {}".format(path, *sizes, REMEDY))
+        if self.values is not None:
+            labels = self._translated(labels, self.values, path)
         if results.get("reduce_zero_label"):
             labels = labels.astype(np.int64)
             labels = np.where((labels == 0) | (labels == self.ignore_index), self.ignore_index, labels - 1)
@@ -82,6 +87,13 @@ class LoadLabels(BaseTransform):
         results["gt_seg_map"] = labels
         results.setdefault("seg_fields", []).append("gt_seg_map")
         return results
+
+    def _translated(self, labels: np.ndarray, values: Sequence[int], path: str) -> np.ndarray:
+        beyond = labels[(labels >= len(values)) & (labels != self.ignore_index)]
+        if beyond.size:
+            raise UserError(f"label map {path} has the value {beyond[0]}, for which the config has no label; {REMEDY}")
+        ignored = labels == self.ignore_index
+        return np.where(ignored, self.ignore_index, np.asarray(values)[np.where(ignored, 0, labels)])
 
     def _rename(self, labels: np.ndarray, label_map: dict[int, int]) -> np.ndarray:
         if self.ignore_index != 255:

@@ -37,7 +37,8 @@ from clearclip.images import orientation
 from clearclip.segmenter import Segmenter, look_together
 from clearclip.text import Queries
 
-GEOMETRY = ("short_side", "resize", "crop", "stride", "two_steps", "window_batch")  # what runs of a pass have in common
+# What runs of a pass have in common.
+GEOMETRY = ("short_side", "long_side", "resize", "crop", "stride", "two_steps", "window_batch")
 SIGNLESS = 2**31 - 1
 EDGE = 4096  # bytes at both ends of a file that tell one picture from another
 

@@ -18,6 +18,7 @@ from clearclip.backbones import Backbone
 from clearclip.config import Settings, check_pipeline, find_config, import_custom_modules, override, read_config
 from clearclip.errors import UserError, one_line
 from clearclip.evaluation.datasets import DATASETS, check_dataset, whole_size
+from clearclip.images import LONG_SIDE
 from clearclip.paths import atomic_write, safe_component
 from clearclip.segmenter import Segmenter, check_settings
 from clearclip.spec import Spec
@@ -28,6 +29,7 @@ NUMBERS = ("short_side", "crop", "stride", "logit_scale", "threshold", "area_thr
 REQUIRED = {"method", "backbone", "pretrained", "vocabulary", *NUMBERS}
 PROTOCOL = (
     *NUMBERS,
+    "long_side",
     "two_steps",
     "other",
     "templates",
@@ -159,7 +161,7 @@ def _check_settings(path: Path, config: Settings) -> None:
         if settings.get(key) is None:
             raise UserError(f"{path}: model.{key} is missing; see configs/README.md for the keys")
     try:
-        check_settings({key: settings[key] for key in NUMBERS})
+        check_settings({key: settings[key] for key in (*NUMBERS, "long_side") if key in settings})
     except UserError as error:
         raise UserError(f"{path}: model.{error}") from None
     images = config.benchmark.get("images")
@@ -290,6 +292,7 @@ def describe(run: Run, segmenter: Segmenter) -> dict[str, Any]:
         settings=dict(
             resize=segmenter.resizer,
             **{key: getattr(segmenter, key) for key in NUMBERS},
+            **({"long_side": segmenter.long_side} if segmenter.long_side != LONG_SIDE else {}),
             **({"other": True} if segmenter.other else {}),
             batch_size=run.config.test_dataloader.batch_size,
             altered=sorted(run.altered),

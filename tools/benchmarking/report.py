@@ -38,7 +38,7 @@ def in_mib(count):
 def summary(rows, segmenter, case, rate):
     """Images a second, the rate of the ViT beside that of a matrix product, and the share of all else."""
     vit, image = (next(row for row in rows if row["stage"] == stage) for stage in ("ViT", "image"))
-    resized = resized_shape(case.height, case.width, segmenter.short_side)
+    resized = resized_shape(case.height, case.width, segmenter.short_side, segmenter.long_side)
     plan = windows.plan(*resized, segmenter.crop, segmenter.stride, segmenter.backbone.patch_size)
     reached = vit_operations(segmenter.backbone, len(plan), *plan.window_shape, case.classes) / vit["engine_s"]
     rates = [f"{1 / image[side]:.3f}" if image[side] else "-" for side in ("reference_s", "engine_s")]
