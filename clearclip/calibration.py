@@ -93,15 +93,33 @@ class Calibration:
             names = tuple(map(tuple, content.pop("names")))
             offsets = tuple(map(float, content.pop("offsets")))
             found = cls(names, offsets, **content)
+            found._check()
         except OSError as error:
             raise UserError(
                 f"calibration {path} cannot be read ({error.strerror}); clearclip calibrate makes one"
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is no calibration ({error}); clearclip calibrate makes one") from None
-        if found.hash != expected or not all(map(math.isfinite, found.offsets)):
+        if found.hash != expected:
             raise UserError(f"calibration {path} was changed after it was fitted; run clearclip calibrate again")
         return found
+
+    def _check(self) -> None:
+        """Raise ValueError for parts of a file that are not what `calibrate` makes of them."""
+        if not self.names or not all(names and all(isinstance(name, str) for name in names) for names in self.names):
+            raise ValueError("its names are not those of classes")
+        if not all(map(math.isfinite, self.offsets)):
+            raise ValueError("its offsets are not finite")
+        if self.threshold is not None and (
+            isinstance(self.threshold, bool)
+            or not isinstance(self.threshold, int | float)
+            or not 0 <= self.threshold <= 1
+        ):
+            raise ValueError(f"its threshold is {self.threshold!r}, not within 0..1")
+        if not (isinstance(self.settings, dict) and isinstance(self.text_hash, str) and isinstance(self.fitted, dict)):
+            raise ValueError("its settings or its origin are damaged")
+        if not isinstance(self.fitted.get("images", []), list):
+            raise ValueError("its images are no list")
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise UserError for a setting that is not as it was when this was fitted; what is unknown is not judged."""

@@ -62,6 +62,12 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise UserError(f"{path} is read-only: make it writable (chmod u+w) or give another path")
 
 
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise `OSError` unless `path` is a file that can be opened at once: a pipe would wait for its writer for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path` in one step.

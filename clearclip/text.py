@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clearclip.backbones import Backbone
-from clearclip.errors import UserError
-from clearclip.paths import atomic_write, cache_dir
+from clearclip.errors import UserError, one_line
+from clearclip.paths import atomic_write, cache_dir, check_regular
 from clearclip.vocabulary import LONG, Vocabulary, check_tokens, load_templates, plain
 from clearclip.weights import EMBEDDED
 
@@ -94,12 +94,16 @@ class TextEmbeddings:
         from safetensors import safe_open
 
         try:
+            check_regular(path)
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                names = tuple(json.loads(metadata["names"]))
-                embeddings = F.normalize(file.get_tensor("embeddings").float(), dim=-1)
-            if not embeddings.isfinite().all():
-                raise ValueError("not finite")
+                names, embeddings = json.loads(metadata["names"]), file.get_tensor("embeddings")
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError("names are no list of strings")
+            if not embeddings.is_floating_point():
+                raise ValueError(f"embeddings are {str(embeddings.dtype).removeprefix('torch.')}")
+            names, embeddings = tuple(names), F.normalize(embeddings.float(), dim=-1)
+            _check_rows(names, embeddings)
             return cls(names, embeddings, *(metadata.get(key, "") for key in PROVENANCE))
         except FileNotFoundError:
             raise UserError(
@@ -107,7 +111,7 @@ class TextEmbeddings:
             ) from None
         except Exception as error:
             raise UserError(
-                f"{path} does not hold text embeddings ({type(error).__name__}); it must be a .safetensors file with "
+                f"{path} does not hold text embeddings ({one_line(error)}); it must be a .safetensors file with "
                 "a finite tensor `embeddings` [Q, dim] and the metadata `names`, a JSON list of Q names"
             ) from error
 
@@ -197,13 +201,25 @@ class TextEmbeddings:
         return self.embeddings[[row[plain(word)] for word in words]]
 
 
+def _check_rows(names: Sequence[str], rows: Tensor) -> None:
+    """Raise ValueError for rows [Q, dim] that are not finite, or all 0, and for a name with two different ones."""
+    if not rows.isfinite().all():
+        raise ValueError("not finite")
+    if empty := [name for name, row in zip(names, rows) if not row.any()]:
+        raise ValueError(f"the row of {_brief(empty[0])} is all 0")
+    first: dict[str, Tensor] = {}
+    for name, row in zip(names, rows):
+        if not torch.equal(first.setdefault(name, row), row):
+            raise ValueError(f"{_brief(name)} has two different rows")
+
+
 def _renamed(renamed: Mapping[str, str] | str | Path | None) -> Mapping[str, str]:
     """Names of rows by names of a vocabulary, from a JSON file too. Raises UserError where it is no such mapping."""
     mapping: object = renamed
     if isinstance(renamed, str | Path):
         try:
             mapping = json.loads(Path(renamed).read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON, or a NUL in the path
+        except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a NUL in the path
             raise UserError(f"text_names {renamed} cannot be read ({error}); give a JSON object of names") from None
     mapping = {} if mapping is None else mapping
     if not isinstance(mapping, Mapping) or not all(isinstance(name, str) for pair in mapping.items() for name in pair):

@@ -1,5 +1,6 @@
 """Calibrations: what is fitted, where it is added, what they refuse, and how results say so."""
 
+import dataclasses
 import json
 import math
 
@@ -174,6 +175,7 @@ def test_other_text_is_said(make, image, caplog, names_and_text):
     ("content", "reason"),
     [
         ("", "no calibration"),
+        ("[" * 100_000, "no calibration"),
         ("[]", "no calibration"),
         ('{"format": "x"}', "another format"),
         ('{"format": "clearclip calibration 1"}', "no calibration"),
@@ -195,6 +197,31 @@ def test_an_edited_file_is_refused(make, tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="changed after it was fitted"):
         Calibration.load(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("offsets", [math.nan, 0.0, 0.0]),
+        ("threshold", math.nan),
+        ("threshold", "0.5"),
+        ("threshold", True),
+        ("threshold", 5),
+        ("names", [[], ["b"], ["c"]]),
+        ("names", [[1], [2], [3]]),
+        ("settings", None),
+        ("settings", ["method"]),
+        ("text_hash", 5),
+        ("fitted", None),
+        ("fitted", {"images": 3}),
+    ],
+)
+def test_a_file_whose_hash_was_made_to_fit_is_still_checked(key, value, tmp_path):
+    saved = Calibration((("a",), ("b",), ("c",)), (0.1, 0.0, 0.0), 0.5, {}, "", {"images": []})
+    edited = dataclasses.replace(saved, **{key: value})
+    edited.save(tmp_path / "a.json")
+    with pytest.raises(UserError, match=r"a\.json is no calibration \(its"):
+        Calibration.load(tmp_path / "a.json")
 
 
 # On a benchmark

@@ -132,6 +132,11 @@ def test_masks_survive_their_file(tmp_path):
     [
         {},
         {"ids": np.zeros(3, np.int32)},
+        {"ids": np.full((2, 2), np.nan)},
+        {"ids": np.full((2, 2), 0.5)},
+        {"ids": np.full((2, 2), -5)},
+        {"ids": np.full((2, 2), 1 << 40)},
+        {"ids": np.array([[object()]])},
         {"ids": np.zeros((2, 2), np.int32), "logits": np.zeros((2, 4, 4))},
         {"ids": np.zeros((2, 2), np.int32), "logits": np.zeros((2, 4, 4)), "level": np.zeros(2), "iou": np.zeros(3)},
     ],

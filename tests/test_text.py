@@ -208,6 +208,14 @@ def names(*values):
         ({"embeddings": torch.ones(2, 4, 1)}, names("cat", "dog")),
         ({"embeddings": torch.full((2, 4), torch.inf)}, names("cat", "dog")),
         ({"rows": torch.ones(2, 4)}, names("cat", "dog")),
+        ({"embeddings": torch.ones(2, 4)}, names(1, None)),
+        ({"embeddings": torch.ones(2, 4)}, {"names": '"ab"'}),
+        ({"embeddings": torch.ones(2, 4)}, {"names": '{"a": 1, "b": 2}'}),
+        ({"embeddings": torch.tensor([[1.0, 1.0], [0.0, 0.0]])}, names("cat", "dog")),
+        ({"embeddings": torch.ones(2, 0)}, names("cat", "dog")),
+        ({"embeddings": torch.eye(2, 4)}, names("cat", "cat")),
+        ({"embeddings": torch.ones(2, 4, dtype=torch.complex64)}, names("cat", "dog")),
+        ({"embeddings": torch.ones(2, 4, dtype=torch.bool)}, names("cat", "dog")),
     ],
 )
 def test_files_of_another_form_are_refused(tensors, metadata, tmp_path):
@@ -300,6 +308,8 @@ def test_what_stands_in_for_the_text_tower_is_said_once(tiny_backbone, caplog, m
     assert len(said) == 2
     assert "stands in for CLIP's text tower" in said[0]
     assert said[1] == "text: do not trust what the text student makes of cat on a mat (a relation)"
+
+
 # Names that the encoder cannot tell apart
 
 

@@ -1,8 +1,11 @@
 """Colours, overlays, names on regions, legends, heat maps, error maps, sheets and saved label maps."""
 
 import io
+import os
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageChops, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from clearclip.errors import UserError
 from clearclip.visualize import (
@@ -438,6 +442,29 @@ def test_a_file_without_legend_is_said(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     with pytest.raises(UserError, match=r"broken\.png cannot be read as a label map"):
         read_legend(tmp_path / "broken.png")
+
+
+@pytest.mark.parametrize("words", ["", "hello", "[]", "5", "[" * 100_000], ids=len)
+def test_a_damaged_legend_is_said(tmp_path, words):
+    text = PngInfo()
+    text.add_itxt("clearclip legend", words)
+    Image.fromarray(grey(3, 3)).save(tmp_path / "labels.png", pnginfo=text)
+    with pytest.raises(UserError, match=r"the legend inside .*labels\.png is damaged"):
+        read_legend(tmp_path / "labels.png")
+
+
+def test_a_label_map_that_would_fill_the_memory_or_wait_is_no_label_map(tmp_path):
+    text = PngInfo()
+    text.add_text("clearclip legend", "a" * 2_000_000, zip=True)  # Pillow unpacks no more than a million
+    Image.fromarray(grey(3, 3)).save(tmp_path / "bomb.png", pnginfo=text)
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    packed = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("bomb", "huge", "pipe"):
+        with pytest.raises(UserError, match=rf"{name}\.png cannot be read as a label map"):
+            read_legend(tmp_path / f"{name}.png")
 
 
 def test_label_map_with_an_unknown_class_is_not_written(tmp_path):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clearclip.errors import UserError
 from clearclip.masks.fusion import fuse
-from clearclip.paths import atomic_write, cache_dir
+from clearclip.paths import atomic_write, cache_dir, check_regular
 from clearclip.registry import Registry
 from clearclip.view import View
 
@@ -71,9 +71,14 @@ class Masks:
     def load(cls, path: Path) -> "Masks":
         """Read what `save` wrote. Raises UserError for a file that is not of that form."""
         try:
+            check_regular(path)
             with np.load(path, allow_pickle=False) as file:
-                parts = {name: torch.from_numpy(file[name]) for name in ("ids", *PROPOSALS) if name in file}
-            masks = cls(parts.pop("ids").int(), **parts)
+                ids, parts = file["ids"], {name: torch.from_numpy(file[name]) for name in PROPOSALS if name in file}
+            with np.errstate(invalid="ignore"):  # NaN is no whole number either
+                whole = ids.astype(np.int32)
+            if (whole != ids).any() or (whole < 0).any():
+                raise ValueError("ids are no whole numbers from 0 on")
+            masks = cls(torch.from_numpy(whole), **parts)
             if masks.ids.ndim != 2:
                 raise ValueError(f"ids are {list(masks.ids.shape)}")
             if parts and [parts[name].shape[:1] for name in PROPOSALS] != [parts["logits"].shape[:1]] * 3:

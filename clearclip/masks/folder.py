@@ -10,6 +10,7 @@ from PIL import Image
 
 from clearclip.errors import UserError, one_line
 from clearclip.masks import MaskProvider, Masks
+from clearclip.paths import check_regular
 from clearclip.view import View
 
 SUFFIXES = (".npz", ".png")
@@ -58,6 +59,7 @@ class FolderOfMasks(MaskProvider):
 def read_ids(path: Path) -> torch.Tensor:
     """Numbers of masks [H, W], int32. Raises UserError for a file that is no picture of them."""
     try:
+        check_regular(path)
         with Image.open(path) as image:
             pixels = np.array(image)
     except Exception as error:  # what a damaged file raises has no common base in Pillow

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clearclip.errors import UserError
-from clearclip.paths import atomic_write
+from clearclip.errors import UserError, one_line
+from clearclip.paths import atomic_write, check_regular
 from clearclip.visualize.canvas import png_text
 from clearclip.visualize.colours import hexadecimal, palette
 
@@ -91,10 +91,17 @@ def legend(labels: np.ndarray, names: Sequence[str], colours: np.ndarray | None 
 def read_legend(path: str | Path) -> dict[str, Any]:
     """What `save_label_map` wrote into a label map besides its labels. Raises UserError where there is nothing."""
     try:
+        check_regular(path)
         with Image.open(path) as picture:
             words = picture.info.get(LEGEND)
-    except (OSError, SyntaxError, ValueError) as error:  # as Pillow calls a damaged file
-        raise UserError(f"{path} cannot be read as a label map: {error}") from error
+    except Exception as error:  # what a damaged file raises has no common base in Pillow
+        raise UserError(f"{path} cannot be read as a label map: {one_line(error)}") from error
     if words is None:
         raise UserError(f"{path} has no legend inside: it was not written by this program, or saved anew by another")
-    return json.loads(words)
+    try:
+        found = json.loads(words)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"the legend inside {path} is damaged; write the label map again")
+    return found
