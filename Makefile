@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-quick lint lock clean
+.PHONY: demo test test-quick lint docs lock clean
 
 demo: .venv/ready
 	$(BIN)/python demo.py
@@ -27,11 +27,23 @@ lint: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-# Needs uv. One lock for Python 3.11 to 3.13 on Linux, macOS and Windows, wheels only.
+# The site of docs/, into site/. A broken link is an error. Its environment is its own.
+docs: .venv-docs/ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+
+.venv-docs/ready: requirements/docs.lock
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: --requirement requirements/docs.lock
+	touch $@
+
+# Needs uv. A lock for Python 3.11 to 3.13 on Linux, macOS and Windows, wheels only.
 lock:
 	uv pip compile --universal --python-version 3.11 --only-binary :all: --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --no-header \
 		requirements/dev.txt --output-file requirements.lock
+	uv pip compile --universal --python-version 3.11 --only-binary :all: --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-header \
+		requirements/docs.txt --output-file requirements/docs.lock
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info work_dirs demo_output results.xlsx results.xlsx.lock
+	rm -rf .venv .venv-docs site .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info work_dirs demo_output results.xlsx results.xlsx.lock
