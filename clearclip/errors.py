@@ -2,12 +2,16 @@
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+# What breaks a line, a terminal or an XML file: control characters, lone surrogates, U+FFFE and U+FFFF.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
 class UserError(Exception):
@@ -19,6 +23,11 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def printable(text: str) -> str:
+    """`text` with an escape such as `\\x1b` for every character that no line of text can hold."""
+    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 def program(main: Callable[P, R]) -> Callable[P, R]:
     """Wrap a command-line `main`: a `UserError` becomes one line on stderr and exit status 2."""
 
@@ -27,7 +36,7 @@ def program(main: Callable[P, R]) -> Callable[P, R]:
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -92,6 +92,7 @@ ROWS = {
         "no metric 'mDices' in iou_metrics",
     ),
     "a NUL in a path": (segment, ["a\0b.png", "--names", "cat", "sky"], "does not exist"),
+    "a line break and an escape in a path": (segment, ["a\n\x1b[2Jb.png", "--names", "cat", "sky"], r"a\n\x1b[2Jb.png"),
     "a config that is no Python": (evaluate, ["syntax.py"], "syntax.py is no benchmark config"),
     "an empty folder": (segment, ["data", "--names", "cat", "sky"], "holds no picture"),
 }
