@@ -29,7 +29,10 @@ def printable(text: str) -> str:
 
 
 def program(main: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a command-line `main`: a `UserError` becomes one line on stderr and exit status 2."""
+    """Wrap a command-line `main`: a `UserError` becomes one line on stderr and exit status 2.
+
+    So does what the system says of a file that no one expected, such as that the disk is full.
+    """
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -44,5 +47,14 @@ def program(main: Callable[P, R]) -> Callable[P, R]:
         except BrokenPipeError:  # the reader of our output went away, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
+        except OSError as error:
+            if error.errno is None:  # a library's own, and not of the system
+                raise
+            place = f"{error.filename}: " if error.filename is not None else ""
+            print(
+                f"error: {printable(f'{place}{error.strerror}')}; check the place, its space and permissions",
+                file=sys.stderr,
+            )
+            raise SystemExit(2) from None
 
     return run

@@ -405,7 +405,7 @@ def _write(sheet: "Worksheet", line: int, column: int, value: Any) -> "Cell":
         return sheet.cell(line, column, value)
     cell = sheet.cell(line, column, _cell_text(value))
     cell.data_type = "s"
-    cell.quotePrefix = value.startswith("=")
+    cell.quotePrefix = value.startswith(("=", "+", "-", "@"))  # else to edit the cell would make it a formula
     return cell
 
 
