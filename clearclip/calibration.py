@@ -118,8 +118,9 @@ class Calibration:
             raise ValueError(f"its threshold is {self.threshold!r}, not within 0..1")
         if not (isinstance(self.settings, dict) and isinstance(self.text_hash, str) and isinstance(self.fitted, dict)):
             raise ValueError("its settings or its origin are damaged")
-        if not isinstance(self.fitted.get("images", []), list):
-            raise ValueError("its images are no list")
+        images = self.fitted.get("images", [])
+        if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+            raise ValueError("its images are no list of names")
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise UserError for a setting that is not as it was when this was fitted; what is unknown is not judged."""

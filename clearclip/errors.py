@@ -2,12 +2,16 @@
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+# What breaks a line, a terminal or an XML file: control characters, lone surrogates, U+FFFE and U+FFFF.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
 class UserError(Exception):
@@ -19,15 +23,23 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def printable(text: str) -> str:
+    """`text` with an escape such as `\\x1b` for every character that no line of text can hold."""
+    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 def program(main: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a command-line `main`: a `UserError` becomes one line on stderr and exit status 2."""
+    """Wrap a command-line `main`: a `UserError` becomes one line on stderr and exit status 2.
+
+    So does what the system says of a file that no one expected, such as that the disk is full.
+    """
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -35,5 +47,14 @@ def program(main: Callable[P, R]) -> Callable[P, R]:
         except BrokenPipeError:  # the reader of our output went away, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
+        except OSError as error:
+            if error.errno is None:  # a library's own, and not of the system
+                raise
+            place = f"{error.filename}: " if error.filename is not None else ""
+            print(
+                f"error: {printable(f'{place}{error.strerror}')}; check the place, its space and permissions",
+                file=sys.stderr,
+            )
+            raise SystemExit(2) from None
 
     return run

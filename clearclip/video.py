@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,17 @@ CODEC = "mp4v"  # the one MP4 codec that every build of OpenCV can write
 USUAL_FPS = 25.0  # where a camera does not say
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """OpenCV and FFmpeg print a page on what they cannot open: our own sentence is enough."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
 class Frames:
     """The frames of a video file or of a camera, RGB uint8 [H, W, 3], turned upright; another thread decodes them.
 
@@ -45,7 +57,8 @@ class Frames:
 
     def __init__(self, source: str | Path | int, limit: int | None = None):
         self.name = f"camera {source}" if isinstance(source, int) else str(source)
-        self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        with _silent():
+            self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
             remedy = "is it plugged in, and free?" if isinstance(source, int) else "convert it to MP4"
             raise UserError(f"{self.name} cannot be opened: {remedy}")
@@ -160,6 +173,7 @@ class Film:
         self.frames = 0
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
+        self._temporary = self.path
         self._stack = contextlib.ExitStack()
 
     def add(self, result: Segmentation) -> None:
@@ -167,9 +181,9 @@ class Film:
         frame = np.asarray(film_frame(result))
         height, width = (side - side % 2 for side in frame.shape[:2])  # codecs want even sides
         if self._writer is None:
-            temporary = self._stack.enter_context(atomic_write(self.path))
+            self._temporary = self._stack.enter_context(atomic_write(self.path))
             self._size = (width, height)
-            self._writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*CODEC), self.fps, self._size)
+            self._writer = cv2.VideoWriter(str(self._temporary), cv2.VideoWriter.fourcc(*CODEC), self.fps, self._size)
             if not self._writer.isOpened():
                 raise UserError(
                     f"{self.path}: this OpenCV writes no MP4; install opencv-python or opencv-python-headless"
@@ -188,10 +202,13 @@ class Film:
     ) -> None:
         if self._writer is not None:
             self._writer.release()
-        if self.frames:
-            self._stack.close()  # an exception must not undo the frames so far
-        else:
+        if not self.frames:
             self._stack.__exit__(kind, error, trace)
+        elif cv2.VideoCapture(str(self._temporary)).isOpened():
+            self._stack.close()  # an exception must not undo the frames so far
+        else:  # OpenCV does not say that it could not write
+            with self._stack:
+                raise UserError(f"{self.path} could not be written to its end; make room on the disk")
 
 
 def film_frame(result: Segmentation) -> Any:

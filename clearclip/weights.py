@@ -141,7 +141,7 @@ def _from_folder(folder: Path, builds: Builds) -> Checkpoint | None:
     try:
         path = next(folder / name for name in FILES if (folder / name).is_file())
         return _described(folder.name, f"local-dir:{folder}", folder / CONFIG, lambda: path, builds)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError):
         raise UserError(
             f"{folder} is not an OpenCLIP model folder; it must hold {CONFIG} (with model_cfg) and {FILES[0]}"
         ) from None
@@ -156,7 +156,7 @@ def _from_hub(model: str, builds: Builds) -> Checkpoint | None:
         return _described(folder, model, config, lambda: hub_file(repository, *FILES), builds)
     except UserError:
         raise
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError):
         raise UserError(f"{repository} on the hub has no {CONFIG} of OpenCLIP's, with model_cfg") from None
     except Exception as error:  # the library raises whatever its transport raised
         raise UserError(

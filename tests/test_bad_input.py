@@ -12,7 +12,9 @@ Kinds of faults that have tests elsewhere:
     letters that no font has, labels without names         test_visualize
 """
 
+import errno
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -92,6 +94,9 @@ ROWS = {
         "no metric 'mDices' in iou_metrics",
     ),
     "a NUL in a path": (segment, ["a\0b.png", "--names", "cat", "sky"], "does not exist"),
+    "a NUL in a place to write to": (segment, [*SEGMENT, "--output", "a\0b"], "its name holds a NUL"),
+    "a place that takes no folder": (segment, [*SEGMENT, "--output", "/proc/x"], "/proc/x"),
+    "a line break and an escape in a path": (segment, ["a\n\x1b[2Jb.png", "--names", "cat", "sky"], r"a\n\x1b[2Jb.png"),
     "a config that is no Python": (evaluate, ["syntax.py"], "syntax.py is no benchmark config"),
     "an empty folder": (segment, ["data", "--names", "cat", "sky"], "holds no picture"),
 }
@@ -116,6 +121,19 @@ def test_a_large_picture_costs_no_other(place, tiny_folder, capsys):
         segment(["cat.png", "large.png", *arguments, "--max-pixels", "2400", "--output", "out"])
     assert "large.png has 60 × 50 pixels" in capsys.readouterr().err
     assert (place / "out/cat_labels.png").is_file()
+
+
+def test_a_full_disk_is_one_sentence(place, tiny_folder, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cat_overlay.png")
+
+    monkeypatch.setattr("clearclip.segmentation.Segmentation.save", fail)
+    with pytest.raises(SystemExit) as end:
+        segment([argument.replace("TINY", str(tiny_folder)) for argument in SEGMENT])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: cat_overlay.png: No space left on device;")
+    assert "Traceback" not in error
 
 
 def test_memory_that_runs_out_is_no_bad_file(place, tiny_folder, capsys, monkeypatch):

@@ -214,6 +214,7 @@ def test_an_edited_file_is_refused(make, tmp_path):
         ("text_hash", 5),
         ("fitted", None),
         ("fitted", {"images": 3}),
+        ("fitted", {"images": [["a"]]}),
     ],
 )
 def test_a_file_whose_hash_was_made_to_fit_is_still_checked(key, value, tmp_path):

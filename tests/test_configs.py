@@ -423,6 +423,8 @@ def test_missing_split_is_named(tmp_path, monkeypatch):
     ("text", "message"),
     [
         ("a\na\n", "names a twice, which would count twice"),
+        ("a\n./a \n", "names a twice, which would count twice"),
+        ("../JPEGImages/a\n.././JPEGImages//a\n", "names ../JPEGImages/a twice, which would count twice"),
         ("a\n\n", "has an empty line"),
         ("\ufeffa\n", "begins with a byte order mark"),
         ("\xff".encode("latin-1"), "is no UTF-8 text; write one image name a line"),

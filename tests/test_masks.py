@@ -1,5 +1,6 @@
 """Masks from files and from tiny random networks of transformers' own classes."""
 
+import json
 import logging
 
 import numpy as np
@@ -330,6 +331,28 @@ def test_a_model_without_weights_is_named(tiny_sam, tmp_path, view):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(UserError, match=f"the model {tmp_path}, which is to make masks, cannot be had"):
         load_masks(f"(SAM2:model={tmp_path})")(view())
+
+
+def test_no_code_of_a_model_s_folder_is_run(tiny_sam, tmp_path, view):
+    victim, folder = tmp_path / "victim", tmp_path / "model"
+    victim.write_text("untouched")
+    folder.mkdir()
+    for file in tiny_sam.glob("*.json"):
+        (folder / file.name).write_bytes(file.read_bytes())
+
+    class Evil:
+        def __reduce__(self):
+            return open, (str(victim), "w")
+
+    torch.save({"weight": Evil()}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="which is to make masks, cannot be had"):
+        load_masks(f"(SAM2:model={folder})")(view())
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(victim)!r}, 'w')\nclass Config: pass\n")
+    with pytest.raises(UserError, match="which is to make masks, cannot be had"):
+        load_masks(f"(SAM2:model={folder})")
+    assert victim.read_text() == "untouched"
 
 
 @pytest.mark.parametrize(

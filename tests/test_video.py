@@ -48,6 +48,43 @@ def test_what_is_no_video_is_said(content, tmp_path):
         Frames(tmp_path / "x.mp4")
 
 
+def test_opencv_is_silent_of_what_cannot_be_opened(tmp_path, capfd):
+    (tmp_path / "x.mp4").write_bytes(b"no video")
+    for source in (tmp_path / "x.mp4", 99):
+        with pytest.raises(UserError, match="cannot be opened"):
+            Frames(source)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_film_that_a_full_disk_cut_short_takes_no_place(make, clip, tmp_path, monkeypatch):
+    class Full:
+        fourcc = cv2.VideoWriter.fourcc
+
+        def __init__(self, path, *_):
+            self.path = path
+
+        def isOpened(self):
+            return True
+
+        def write(self, frame):
+            with open(self.path, "ab") as file:
+                file.write(frame.tobytes()[:100])
+
+        def release(self):
+            pass
+
+    path = tmp_path / "out.mp4"
+    path.write_bytes(b"what was there")
+    segmenter = make()
+    with Frames(clip, limit=2) as frames:
+        results = list(segment_frames(segmenter, frames, list("abcdefg")))
+    monkeypatch.setattr(cv2, "VideoWriter", Full)
+    with pytest.raises(UserError, match=r"out\.mp4 could not be written to its end"), Film(path, 10.0) as film:
+        film.add(results[0])
+    assert path.read_bytes() == b"what was there"
+    assert sorted(tmp_path.iterdir()) == [clip, path]
+
+
 def test_a_camera_is_a_number(monkeypatch):
     class Camera:
         def __init__(self, source):

@@ -358,6 +358,9 @@ def test_one_rule_marks_the_best_of_each_class_and_the_users_rules_stay(tmp_path
     [
         ("=grass", "=grass"),
         ("#N/A", "#N/A"),
+        ("+1+cmd", "+1+cmd"),
+        ("@SUM(A1)", "@SUM(A1)"),
+        ("-2", "-2"),
         ("a\x00b\x1b", r"a\x00b\x1b"),
         ("\ud800", r"\ud800"),
         ("end\uffff", r"end\uffff"),

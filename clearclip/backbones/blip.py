@@ -234,7 +234,7 @@ def _from_folder(folder: Path) -> Checkpoint | None:
         mean, std = preprocess.get("image_mean", OPENAI_MEAN), preprocess.get("image_std", OPENAI_STD)
         path = _weights_in(folder)
         return Checkpoint(folder.name, path.name, str(folder), path, config, tuple(mean), tuple(std))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder}/config.json does not describe a BLIP model ({type(error).__name__})") from None
 
 

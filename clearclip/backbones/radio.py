@@ -220,7 +220,8 @@ class RadioBackbone(Backbone):
         from transformers import AutoTokenizer
 
         source = self.checkpoint.config["text_model"]
-        load = functools.partial(AutoTokenizer.from_pretrained, source, local_files_only=_is_local(source))
+        options = {"local_files_only": _is_local(source), "trust_remote_code": False}  # by default it asks
+        load = functools.partial(AutoTokenizer.from_pretrained, source, **options)
         return functools.partial(_tokenize, _from_hub(self.checkpoint, load))
 
     def prompt_lengths(self, tokens: Tensor) -> Tensor:

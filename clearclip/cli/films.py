@@ -35,12 +35,12 @@ def check_films(arguments: argparse.Namespace, films: Sequence[Path | int]) -> N
     seen = set()
     for film in films:
         path = target(film, Path(arguments.output))
+        check_writable(path)
         if isinstance(film, Path) and path.resolve() == film.resolve():
             raise UserError(f"{path} would be written over one of the videos; give another --output")
         if path in seen:
             raise UserError(f"{path} would be written for two videos; rename one of them")
         seen.add(path)
-        check_writable(path)
 
 
 def segment_films(

@@ -100,6 +100,10 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     arguments = parse_arguments(argv, prog)
     if arguments.output:
         check_writable(Path(arguments.output))
+        if Path(arguments.output).resolve() in {
+            Path(file).resolve() for file in (arguments.classes, arguments.words) if file
+        }:
+            raise UserError(f"{arguments.output} would be written over the names it is made of; give another --output")
 
     from clearclip.registry import import_modules
     from clearclip.spec import Spec

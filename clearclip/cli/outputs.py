@@ -54,12 +54,12 @@ class Outputs:
             files |= {"coco": [COCO]} if "coco" in files else {}
             for kind, of_kind in files.items():
                 for target in (self.folder / name for name in of_kind):
+                    check_writable(target)
                     if target.resolve() in inputs:
                         raise UserError(f"{target} would be written over one of the pictures; give another --output")
                     if target in seen and kind != "coco":
                         raise UserError(f"{target} would be written for two pictures; rename one of them")
                     seen.add(target)
-                    check_writable(target)
 
     def save(self, stem: str, result: "Segmentation", others: Mapping[str, "Segmentation"]) -> list[Path]:
         """Write the files of one picture, but for `coco.json`; with `others`, by method, the overlay is a sheet."""

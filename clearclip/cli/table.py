@@ -19,7 +19,7 @@ from clearclip.cli.reporting import (
     with_kind,
 )
 from clearclip.config import benchmarks, find_config, parse_options, protocols
-from clearclip.errors import UserError, program
+from clearclip.errors import UserError, printable, program
 from clearclip.paths import atomic_write, check_writable
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def evaluate_runs(job: "Job", workbook: str, comparison: Comparison) -> tuple[li
         if not job.reports:  # rank 0 is told, and says it
             return
         failed.append(f"{run.config.benchmark.name}: {run.method}, {run.config.model.backbone}")
-        print(f"error: {failed[-1]}: {with_kind(error)}", file=sys.stderr)
+        print(f"error: {failed[-1]}: {printable(with_kind(error))}", file=sys.stderr)
 
     with stoppable(job.reports):
         for outcome in evaluate_all(job):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clearclip.errors import UserError, program
+from clearclip.errors import UserError, printable, program
 
 if TYPE_CHECKING:
     from clearclip.evaluation.results import Result
@@ -56,6 +56,6 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
         print(as_text(table(results)))
         print(f"{len(results)} runs in {arguments.output}")
     for error in errors:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
     if errors:
         raise SystemExit(2)

@@ -1,6 +1,7 @@
 """The benchmarks MMSegmentation lacks, and checks that a benchmark is on the disk before anything slow is done."""
 
 import contextlib
+import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -95,7 +96,8 @@ def _check_split(path: Path) -> None:
     names = [line.strip() for line in lines]
     if any(not name or name.startswith("\ufeff") for name in names):
         raise UserError(f"split {path} has an empty line or begins with a byte order mark; write one name a line")
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    places = Counter(map(posixpath.normpath, names))  # ./a is a
+    twice = next((name for name in names if places[posixpath.normpath(name)] > 1), None)
     if twice is not None:
         raise UserError(f"split {path} names {twice} twice, which would count twice; leave one of them out")
 

@@ -575,7 +575,7 @@ def _read_json(path: Path) -> dict:
         raise UserError(f"--masks {path} is not a file: give COCO's JSON")
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: neither UTF-8 nor JSON
         raise UserError(f"cannot read {path} ({error}): give COCO's JSON") from error
 
 

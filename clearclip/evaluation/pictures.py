@@ -51,7 +51,7 @@ class Pictures:
         try:
             with Image.open(self.path(image)) as picture:
                 return picture.info.get(NOTE) == self.note
-        except (OSError, SyntaxError, ValueError):  # as Pillow calls a damaged file
+        except Exception:  # what a damaged file raises has no common base in Pillow
             return False
 
     def save(self, image: str | Path, rgb: np.ndarray, truth: np.ndarray, labels: np.ndarray) -> None:

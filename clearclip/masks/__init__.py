@@ -169,7 +169,7 @@ def hub_model(source: str) -> str:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(source, **where(source))
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where(source))  # by default it asks
     except (OSError, ValueError) as error:
         raise _cannot_be_had(source, error) from error
     if Path(source).is_dir():
@@ -178,11 +178,20 @@ def hub_model(source: str) -> str:
 
 
 def load_pretrained(kinds: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Each of transformers' classes with the weights or settings of `source`. Raises UserError where they are not."""
+    """Each of transformers' classes with the weights or settings of `source`; "model" is that which has weights.
+
+    No code of the source is run, and the weights of a folder must be .safetensors. Raises UserError where there are
+    none.
+    """
     from safetensors import SafetensorError
 
+    options = where(source) | {"trust_remote_code": False}
+    tensors_alone = {"use_safetensors": True} if Path(source).is_dir() else {}  # some of the hub's have nothing else
     try:
-        return {name: kind.from_pretrained(source, **where(source)) for name, kind in kinds.items()}
+        return {
+            name: kind.from_pretrained(source, **options, **(tensors_alone if name == "model" else {}))
+            for name, kind in kinds.items()
+        }
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _cannot_be_had(source, error) from error
 

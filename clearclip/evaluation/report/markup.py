@@ -8,7 +8,7 @@ import html
 from collections.abc import Container, Iterable, Sequence
 from typing import TypeAlias
 
-from clearclip.evaluation.results.record import printable
+from clearclip.errors import printable
 
 VOID = {"meta", "img", "br", "line", "circle", "rect", "path"}  # without contents, and so without an end
 

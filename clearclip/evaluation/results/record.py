@@ -12,9 +12,6 @@ from typing import Any, NotRequired, TypedDict, get_args, get_origin, get_type_h
 from clearclip.errors import UserError
 from clearclip.paths import atomic_write
 
-# What breaks a line, a terminal or an XML file: control characters, lone surrogates, U+FFFE and U+FFFF.
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
-
 
 class Result(TypedDict):
     """One evaluation run. Scores are percent."""
@@ -112,8 +109,3 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     value = value.tolist() if hasattr(value, "tolist") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def printable(text: str) -> str:
-    """`text` with an escape such as `\\x1b` for every character that no line of text can hold."""
-    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)

@@ -10,7 +10,8 @@ from datetime import datetime
 from statistics import fmean
 from typing import Any, TypeAlias
 
-from clearclip.evaluation.results.record import Result, instant, plain, printable
+from clearclip.errors import printable
+from clearclip.evaluation.results.record import Result, instant, plain
 
 Run: TypeAlias = dict[str, Any]  # a result, or a row of the workbook: some keys may be missing
 Row: TypeAlias = dict[str, Any]  # of the table

@@ -30,8 +30,8 @@ from xml.parsers import expat
 
 from filelock import FileLock
 
-from clearclip.errors import UserError
-from clearclip.evaluation.results.record import Result, instant, plain, printable, read_result
+from clearclip.errors import UserError, printable
+from clearclip.evaluation.results.record import Result, instant, plain, read_result
 from clearclip.evaluation.results.tables import ROW, Row, Run, is_partial, is_uncertain, table
 from clearclip.paths import atomic_write, check_writable
 
@@ -405,7 +405,7 @@ def _write(sheet: "Worksheet", line: int, column: int, value: Any) -> "Cell":
         return sheet.cell(line, column, value)
     cell = sheet.cell(line, column, _cell_text(value))
     cell.data_type = "s"
-    cell.quotePrefix = value.startswith("=")
+    cell.quotePrefix = value.startswith(("=", "+", "-", "@"))  # else to edit the cell would make it a formula
     return cell
 
 
