@@ -88,14 +88,14 @@ rows = [
         mIoU={"avg5": 36.4},
     ),
     dict(
-        method="ClearCLIP:residual=1,ffn=1",
+        method="ClearCLIP:residual=1,feed_forward=True",
         backbone="ViT-B-16",
         protocol="clearclip",
         source="ClearCLIP paper (ECCV 2024), ablation",
         mIoU={"avg5": 27.3},
     ),
     dict(
-        method="ClearCLIP:ffn=1",
+        method="ClearCLIP:feed_forward=True",
         backbone="ViT-B-16",
         protocol="clearclip",
         source="ClearCLIP paper (ECCV 2024), ablation",
