@@ -194,3 +194,21 @@ def vit_weights(tmp_path):
     path = tmp_path / "test_vit.safetensors"
     save_file(tiny_vit("test_vit").state_dict(), path)
     return path
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch, tiny_backbone):
+    """A folder with the files that documents name; all weights are those of the tiny model, templates are one."""
+    from PIL import Image
+
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for name in ("photo.jpg", "photos/a.jpg", "photos/more/b.jpg"):
+        Image.fromarray(picture(48, 64)).save(tmp_path / name)
+    writer = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (64, 48))
+    for seed in range(3):
+        writer.write(picture(48, 64, seed))
+    writer.release()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("clearclip.segmenter.load_backbone", lambda *_: tiny_backbone)
+    monkeypatch.setitem(__import__("clearclip.vocabulary").vocabulary.TEMPLATES, "imagenet80", ("a photo of a {}.",))
+    return tmp_path

@@ -4,11 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from conftest import picture
-from PIL import Image
 
 from clearclip.cli.main import main
 
@@ -21,40 +18,24 @@ PYTHON = "\n".join(re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL))
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch, tiny_backbone):
-    """A folder with the files that the page names; all weights are those of the tiny model, templates are one."""
-    (tmp_path / "photos" / "more").mkdir(parents=True)
-    for name in ("photo.jpg", "photos/a.jpg", "photos/more/b.jpg"):
-        Image.fromarray(picture(48, 64)).save(tmp_path / name)
-    writer = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (64, 48))
-    for seed in range(3):
-        writer.write(picture(48, 64, seed))
-    writer.release()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clearclip.segmenter.load_backbone", lambda *_: tiny_backbone)
-    monkeypatch.setitem(__import__("clearclip.vocabulary").vocabulary.TEMPLATES, "imagenet80", ("a photo of a {}.",))
-    return tmp_path
-
-
 def test_there_are_commands():
     assert len(COMMANDS) >= 7
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands(command, place, capsys):
+def test_commands(command, desk, capsys):
     program, *arguments = shlex.split(command)
     assert program == "clearclip"
     main(arguments)
-    written = {path.name for path in (place / "demo_output").rglob("*") if path.is_file()}
+    written = {path.name for path in (desk / "demo_output").rglob("*") if path.is_file()}
     assert written
     for name in re.findall(r"demo_output/(\S+)", capsys.readouterr().out):
         assert Path(name.strip(",")).name in written
 
 
-def test_the_python(place):
+def test_the_python(desk):
     names: dict = {}
     exec(compile(PYTHON, "docs/usage.md", "exec"), names)
-    assert {"overlay.png", "where.png", "out.mp4"} <= {path.name for path in place.iterdir()}
-    assert {"photo_labels.png", "photo.json", "a_labels.png"} <= {path.name for path in (place / "results").iterdir()}
+    assert {"overlay.png", "where.png", "out.mp4"} <= {path.name for path in desk.iterdir()}
+    assert {"photo_labels.png", "photo.json", "a_labels.png"} <= {path.name for path in (desk / "results").iterdir()}
     assert isinstance(names["result"].labels, np.ndarray)
