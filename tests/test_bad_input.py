@@ -89,6 +89,11 @@ ROWS = {
         "no row for cat (near: catt)",
     ),
     "a picture beyond the limit": (segment, [*SEGMENT, "--max-pixels", "2000"], "has 60 × 40 pixels"),
+    "a pipeline without steps": (
+        evaluate,
+        [*EVAL, "--cfg-options", "test_dataloader.dataset.pipeline=[]"],
+        "cfg_voc20.py: test_dataloader.dataset.pipeline has no step",
+    ),
     "an unknown metric": (
         evaluate,
         [*EVAL, "--cfg-options", "test_evaluator.iou_metrics=[mDices]"],
