@@ -28,6 +28,15 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def _let_go_of_stdout() -> None:
+    """Send to nowhere what cannot be printed."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def program(main: Callable[P, R]) -> Callable[P, R]:
     """Wrap a command-line `main`: a `UserError` becomes one line on stderr and exit status 2.
 
@@ -37,7 +46,10 @@ def program(main: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return main(*args, **kwargs)
+            result = main(*args, **kwargs)
+            if sys.stdout:  # None where it is closed; flushed here, for at Python's end it would be a traceback
+                sys.stdout.flush()
+            return result
         except UserError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             raise SystemExit(2) from None
@@ -45,11 +57,12 @@ def program(main: Callable[P, R]) -> Callable[P, R]:
             print("interrupted", file=sys.stderr)
             raise SystemExit(130) from None
         except BrokenPipeError:  # the reader of our output went away, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _let_go_of_stdout()
             raise SystemExit(1) from None
         except OSError as error:
             if error.errno is None:  # a library's own, and not of the system
                 raise
+            _let_go_of_stdout()
             place = f"{error.filename}: " if error.filename is not None else ""
             print(
                 f"error: {printable(f'{place}{error.strerror}')}; check the place, its space and permissions",

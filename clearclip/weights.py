@@ -74,6 +74,8 @@ def find_checkpoint(backbone: str, pretrained: str = "openai", builds: Builds = 
     """
     from open_clip import get_model_config, get_pretrained_cfg, list_pretrained_tags_by_model
 
+    if backbone.startswith(("local-dir:", "hf-hub:")) and Path(pretrained).suffix in SUFFIXES:
+        raise UserError(f"{backbone} has weights of its own, {pretrained} would not be read: leave one of them out")
     if backbone.startswith("local-dir:"):
         return _from_folder(Path(backbone.removeprefix("local-dir:")).expanduser(), builds)
     if backbone.startswith("hf-hub:"):

@@ -16,6 +16,7 @@ import errno
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,11 @@ ROWS = {
         "no row for cat (near: catt)",
     ),
     "a picture beyond the limit": (segment, [*SEGMENT, "--max-pixels", "2000"], "has 60 × 40 pixels"),
+    "a pipeline without steps": (
+        evaluate,
+        [*EVAL, "--cfg-options", "test_dataloader.dataset.pipeline=[]"],
+        "cfg_voc20.py: test_dataloader.dataset.pipeline has no step",
+    ),
     "an unknown metric": (
         evaluate,
         [*EVAL, "--cfg-options", "test_evaluator.iou_metrics=[mDices]"],
@@ -134,6 +140,20 @@ def test_a_full_disk_is_one_sentence(place, tiny_folder, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert error.startswith("error: cat_overlay.png: No space left on device;")
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(("stdout", "code", "words"), [("/dev/full", 2, "No space left on device"), ("pipe", 1, "")])
+def test_a_stdout_that_takes_nothing_is_no_traceback(stdout, code, words, run_program):
+    program = [sys.executable, "-m", "clearclip", "--help"]
+    if stdout == "pipe":  # whose reader is gone
+        script = "import os, subprocess, sys; r, w = os.pipe(); os.close(r)\n"
+        script += "sys.exit(subprocess.run(sys.argv[1:], stdout=w).returncode)"
+        ended = run_program(sys.executable, "-c", script, *program)
+    else:
+        ended = run_program("sh", "-c", f'"$@" > {stdout}', "sh", *program)
+    assert ended.returncode == code
+    assert words in ended.stderr
+    assert len(ended.stderr.splitlines()) == bool(words)
 
 
 def test_memory_that_runs_out_is_no_bad_file(place, tiny_folder, capsys, monkeypatch):

@@ -401,12 +401,12 @@ def test_missing_parts_are_named(name, tmp_path, monkeypatch):
     make_tree(tmp_path, name, np.zeros((40, 60), np.uint8))
     check_dataset(run)
     (tmp_path / label).rename(tmp_path / "label.png")
-    with pytest.raises(UserError, match=f"no file {tmp_path / label};"):
+    with pytest.raises(UserError, match=f"no file {tmp_path / label}[;,]"):
         check_dataset(run)
     (tmp_path / "label.png").rename(tmp_path / label)
     (tmp_path / image).unlink()
     listed = "ann_file" in run.config.test_dataloader.dataset
-    with pytest.raises(UserError, match=f"no file {tmp_path / image};" if listed else "no image "):
+    with pytest.raises(UserError, match=f"no file {tmp_path / image}[;,]" if listed else "no image "):
         check_dataset(run)
 
 
@@ -426,6 +426,7 @@ def test_missing_split_is_named(tmp_path, monkeypatch):
         ("a\n./a \n", "names a twice, which would count twice"),
         ("../JPEGImages/a\n.././JPEGImages//a\n", "names ../JPEGImages/a twice, which would count twice"),
         ("a\n\n", "has an empty line"),
+        ("", "is empty; write one image name a line"),
         ("\ufeffa\n", "begins with a byte order mark"),
         ("\xff".encode("latin-1"), "is no UTF-8 text; write one image name a line"),
     ],
@@ -436,6 +437,15 @@ def test_a_split_that_counts_wrong_is_named(text, message, tmp_path, monkeypatch
     split = tmp_path / VOC12 / SPLITS[VOC12]
     split.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=rf"split {split} .*{message}"):
+        check_dataset(load_config("voc20"))
+
+
+def test_a_split_that_names_what_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARCLIP_DATA", str(tmp_path))
+    make_tree(tmp_path, "voc20", np.zeros((40, 60), np.uint8))
+    split = tmp_path / VOC12 / SPLITS[VOC12]
+    split.write_text("gone\n")
+    with pytest.raises(UserError, match=rf"no file .*gone\.jpg, which split {split} names"):
         check_dataset(load_config("voc20"))
 
 

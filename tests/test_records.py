@@ -1,5 +1,6 @@
 """The store of counts: what is written is there, whatever happens to the process, the file or the disk."""
 
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -520,6 +521,16 @@ def write_other_tables(path):
     spoil(path, "ALTER TABLE images ADD COLUMN colour")
 
 
+def write_trigger(path):
+    fill(path, range(3))
+    spoil(path, "CREATE TRIGGER t AFTER INSERT ON images BEGIN DELETE FROM images WHERE sample < NEW.sample; END")
+
+
+def write_view(path):
+    fill(path, range(3))
+    spoil(path, "CREATE VIEW v AS SELECT * FROM images")
+
+
 def write_cut_short(path):
     fill(path, range(300))
     path.write_bytes(path.read_bytes()[:9000])
@@ -537,6 +548,8 @@ BAD_FILES = {
     "foreign": (write_foreign, "holds no records.*give another path"),
     "newer": (write_newer, r"newer version \(format 2, this one reads 1\).*upgrade"),
     "tables": (write_other_tables, "holds no records.*give another path"),
+    "trigger": (write_trigger, "holds no records.*give another path"),
+    "view": (write_view, "holds no records.*give another path"),
     "cut": (write_cut_short, r"malformed.*\.recover"),
     "folder": (lambda path: path.mkdir(), "is a folder|run an evaluation"),
     "below a file": (lambda path: path.parent.write_text(""), "cannot be written|run an evaluation"),
@@ -667,6 +680,18 @@ def test_a_damaged_record_is_named_and_counted_afresh(tmp_path):
 def test_a_damaged_description_is_named(tmp_path, change):
     path = fill(tmp_path / "r.sqlite", range(3))
     spoil(path, f"UPDATE runs SET {change}")
+    with (
+        Records.open(path) as records,
+        pytest.raises(UserError, match=r"r\.sqlite: the description of run 1 is damaged"),
+    ):
+        records.runs()
+
+
+@pytest.mark.parametrize("identity", [[1], {"method": "x"}, {"classes": 5}, {"classes": [1]}], ids=str)
+def test_a_description_of_something_else_is_named(tmp_path, identity):
+    path = fill(tmp_path / "r.sqlite", range(3))
+    text = canonical(identity)
+    spoil(path, f"UPDATE runs SET identity = '{text}', key = '{hashlib.sha256(text.encode()).hexdigest()}'")
     with (
         Records.open(path) as records,
         pytest.raises(UserError, match=r"r\.sqlite: the description of run 1 is damaged"),

@@ -131,6 +131,7 @@ def test_other_networks_are_refused_by_name_before_any_download(backbone, no_dow
         ("ViT-L-14", "nobody", "known are openai, (?!.*int8).*, auto, or give a file"),
         ("ViT-B-16:nobody", "openai", "no weights 'nobody'"),
         ("ViT-B-16", "gone/weights.pt", "weights file gone/weights.pt does not exist"),
+        ("local-dir:gone", "mine.pt", "local-dir:gone has weights of its own, mine.pt would not be read"),
         ("ViT-L-14", EMBEDDED, "exist for ViT-B-16 only, not for ViT-L-14"),
         (
             "local-dir:gone",
@@ -144,7 +145,7 @@ def test_what_cannot_be_had_is_named(backbone, pretrained, match, no_download):
         load(backbone, pretrained)
 
 
-@pytest.mark.parametrize("config", ["{", "[]", "{}", '{"model_cfg": {}}'])
+@pytest.mark.parametrize("config", ["{", "[]", "{}", '{"model_cfg": {}}', "[" * 100_000], ids=len)
 def test_a_folder_with_another_config_is_refused(config, tmp_path):
     (tmp_path / "open_clip_model.safetensors").touch()
     (tmp_path / "open_clip_config.json").write_text(config)

@@ -157,6 +157,9 @@ def analyze(arguments: argparse.Namespace, folder: Path) -> None:
     height, width = read_image(path).shape[:2]  # what is wrong with it should not wait for the weights
     where = arguments.point or ((height - 1) / 2, (width - 1) / 2)
     segmenter = build(arguments)
+    depth = len(segmenter.backbone.blocks)
+    if arguments.layers and max(arguments.layers) >= depth:
+        raise UserError(f"--layers {max(arguments.layers) + 1} is none of the backbone's blocks, 1 to {depth}")
     found = inspect(segmenter, path, vocabulary, layers=arguments.layers, point=where)
     why = explain_patch(segmenter, path, vocabulary, where)
     print(why)

@@ -78,7 +78,8 @@ def describe(run: "Run") -> tuple[list[str], str | None]:
     images = len(run.done())
     score = format_score(bootstrap(run.areas()).mIoU, 2) if images else ""
     counted = str(images) if count is None else f"{images} of {count}"
-    weights = identity.get("weights", {}).get("backbone", "")
+    weights = identity.get("weights")
+    weights = str(weights.get("backbone", "")) if isinstance(weights, dict) else ""
     name = method(run)
     row = [str(identity.get("benchmark", "")), name, weights, str(identity.get("precision", "")), run.key[:8], counted]
     lacking = None

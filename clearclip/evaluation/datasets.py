@@ -81,7 +81,9 @@ def _check_dataset(run: "Run") -> BaseSegDataset:
     dataset.full_init()  # its indices choose a part
     if not dataset.data_list:
         raise _not_found(name, f"no image *{dataset.img_suffix} in {dataset.data_prefix['img_path']}")
-    _check_exist(name, (sample[key] for sample in dataset.data_list for key in ("img_path", "seg_map_path")))
+    listed = f", which split {dataset.ann_file} names" if Path(dataset.ann_file or "").is_file() else ""
+    files = (sample[key] for sample in dataset.data_list for key in ("img_path", "seg_map_path"))
+    _check_exist(name, files, listed)
     return dataset
 
 
@@ -94,6 +96,8 @@ def _check_split(path: Path) -> None:
     except UnicodeDecodeError:
         raise UserError(f"split {path} is no UTF-8 text; write one image name a line") from None
     names = [line.strip() for line in lines]
+    if not names:
+        raise UserError(f"split {path} is empty; write one image name a line")
     if any(not name or name.startswith("\ufeff") for name in names):
         raise UserError(f"split {path} has an empty line or begins with a byte order mark; write one name a line")
     places = Counter(map(posixpath.normpath, names))  # ./a is a
@@ -129,10 +133,10 @@ def _build(run: "Run", **settings: Any) -> BaseSegDataset:
     return DATASETS.build({**settings, "_scope_": "mmseg"})
 
 
-def _check_exist(name: str, paths: Iterable[str | Path]) -> None:
+def _check_exist(name: str, paths: Iterable[str | Path], whence: str = "") -> None:
     for path in paths:
         if not Path(path).exists():
-            raise _not_found(name, f"no file {path}")
+            raise _not_found(name, f"no file {path}{whence}")
 
 
 def _not_found(name: str, what: str) -> UserError:

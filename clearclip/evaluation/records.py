@@ -457,8 +457,8 @@ class Records:
                 f"{self.path} was written by a newer version (format {version}, this one reads {FORMAT}): "
                 "upgrade clearclip, or give another path"
             )
-        tables = self._connection.execute(
-            "SELECT sql FROM sqlite_master WHERE type = 'table' ORDER BY rowid"
+        tables = self._connection.execute(  # triggers and views would be programs of whoever made the file
+            "SELECT sql FROM sqlite_master WHERE type IN ('table', 'view', 'trigger') ORDER BY rowid"
         ).fetchall()
         if (application, version, tables) != (APPLICATION, FORMAT, [(statement,) for statement in SCHEMA]):
             raise UserError(f"{self.path} holds no records of evaluations: give another path, or move it away")
@@ -497,8 +497,13 @@ class Records:
         try:
             if _sha256(str(identity)) != key:
                 raise ValueError
-            return Run(self, id, key, json.loads(identity), json.loads(meta), created)
-        except (TypeError, ValueError):
+            run = Run(self, id, key, json.loads(identity), json.loads(meta), created)
+            if not (isinstance(run.identity, dict) and isinstance(run.meta, dict) and isinstance(created, str)):
+                raise ValueError
+            if not all(isinstance(name, str) for name in [*run.identity["classes"]]):
+                raise ValueError
+            return run
+        except (TypeError, ValueError, KeyError, RecursionError):
             raise UserError(
                 f"{self.path}: the description of run {id} is damaged: move the file away and run again"
             ) from None

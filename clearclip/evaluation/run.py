@@ -167,6 +167,10 @@ def _check_settings(path: Path, config: Settings) -> None:
     images = config.benchmark.get("images")
     if images is not None and not isinstance(images, int):
         raise UserError(f"{path}: benchmark.images must be a number of images, not {images!r}")
+    if not config.test_dataloader.dataset.get("pipeline"):
+        raise UserError(
+            f"{path}: test_dataloader.dataset.pipeline has no step; leave it out to inherit that of base.py"
+        )
     batch_size = config.test_dataloader.get("batch_size")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"{path}: test_dataloader.batch_size must be 1 or more, not {batch_size!r}")

@@ -37,7 +37,8 @@ def result_of(run: Run) -> tables.Run | None:
     if not images:
         return None
     estimate = bootstrap(run.areas(images))
-    weights = run.identity.get("weights", {})
+    weights = run.identity.get("weights")
+    weights = weights if isinstance(weights, dict) else {"hash": weights or ""}
     return dict(
         date=run.created,
         method=method(run),
