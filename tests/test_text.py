@@ -300,6 +300,8 @@ def test_what_stands_in_for_the_text_tower_is_said_once(tiny_backbone, caplog, m
     assert len(said) == 2
     assert "stands in for CLIP's text tower" in said[0]
     assert said[1] == "text: do not trust what the text student makes of cat on a mat (a relation)"
+
+
 # Names that the encoder cannot tell apart
 
 
