@@ -29,7 +29,7 @@ lint: .venv/ready
 
 # The site of docs/, into site/. A broken link is an error. Its environment is its own.
 docs: .venv-docs/ready
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
 
 .venv-docs/ready: requirements/docs.lock
 	$(PYTHON) -m venv .venv-docs

@@ -150,10 +150,10 @@ def test_variants(variant, plain, measure, known):
     assert scores(measure(variant, batch_size=1)) == scores(result)
 
 
-@pytest.mark.parametrize("protocol", sorted(path.name for path in CONFIGS.iterdir() if path.is_dir()))
-def test_protocols(protocol, evaluate):
+@pytest.mark.parametrize("name", [name for name in NAMES if (CONFIGS / name.lower()).is_dir()])
+def test_protocols(name, evaluate):
     """A method's own config as it stands, but for the networks, the size of images and the templates."""
-    (name,) = [name for name in NAMES if name.lower() == protocol]
+    protocol = name.lower()
     dataset = "voc20" if protocol == "radseg" else "voc21"  # RADSeg has none with a background
     method = ["--method", name + OPTIONS[name] + REFINED.get(name, "")] if name in OPTIONS else []
     result = evaluate(f"{protocol}/cfg_{dataset}", *method, side=112, templates="single")
