@@ -123,5 +123,5 @@ def with_prior(scores: Tensor, power: float) -> Tensor:
 register(
     "Overview", Overview,
     "SC-CLIP's features of the whole image seen small; texts less their mean; a prior of what is in the image",
-    "this project",
+    "this project, 2026",
 )  # fmt: skip
