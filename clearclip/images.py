@@ -39,6 +39,7 @@ SUFFIXES = (
     *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"),
     *(".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
+LOSSY = {"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"}  # Pillow's names; labels do not survive them, or may not
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 

@@ -62,6 +62,7 @@ def place(tmp_path, monkeypatch, tiny_folder):
     return tmp_path
 
 
+ROOT = Path(__file__).parents[1]
 TINY = "local-dir:TINY"
 SEGMENT = ["cat.png", "--names", "cat", "sky", "--backbone", TINY, "--device", "cpu"]
 EVAL = ["voc20", "--backbone", TINY, "--device", "cpu"]
@@ -148,9 +149,9 @@ def test_a_stdout_that_takes_nothing_is_no_traceback(stdout, code, words, run_pr
     if stdout == "pipe":  # whose reader is gone
         script = "import os, subprocess, sys; r, w = os.pipe(); os.close(r)\n"
         script += "sys.exit(subprocess.run(sys.argv[1:], stdout=w).returncode)"
-        ended = run_program(sys.executable, "-c", script, *program)
+        ended = run_program(sys.executable, "-c", script, *program, cwd=ROOT)
     else:
-        ended = run_program("sh", "-c", f'"$@" > {stdout}', "sh", *program)
+        ended = run_program("sh", "-c", f'"$@" > {stdout}', "sh", *program, cwd=ROOT)
     assert ended.returncode == code
     assert words in ended.stderr
     assert len(ended.stderr.splitlines()) == bool(words)

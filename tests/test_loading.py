@@ -11,6 +11,7 @@ from PIL import Image
 
 from clearclip.errors import UserError
 from clearclip.evaluation.loading import LoadImage, LoadLabels, read_labels
+from clearclip.evaluation.masks import read_pixels
 
 # isort: split
 from mmcv.transforms import LoadImageFromFile
@@ -176,3 +177,15 @@ def test_pixels_are_those_of_the_label_map(orientation, tmp_path, capsys):
 def test_loaders_go_to_workers():
     for step in (LoadImage(), LoadLabels(ignore_index=7)):
         assert type(copy.deepcopy(step)) is type(pickle.loads(pickle.dumps(step))) is type(step)
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("a.jpg", {}), ("a.webp", {}), ("a.webp", {"lossless": True}), ("a.tif", {"compression": "jpeg"}),
+])  # fmt: skip
+def test_label_maps_that_compression_may_alter_are_refused(name, options, tmp_path):
+    labels = Image.fromarray(np.random.default_rng(0).integers(0, 9, (16, 16), np.uint8))
+    labels.save(tmp_path / name, **options)
+    with pytest.raises(UserError, match=rf"{name} is compressed with losses"):
+        read_labels(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name} is a (JPEG|WEBP|TIFF), whose compression alters labels"):
+        read_pixels(tmp_path / name)

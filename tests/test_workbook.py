@@ -204,6 +204,13 @@ def test_workbook_open_elsewhere_is_a_user_error(tmp_path, mark):
         check_workbook(path)
 
 
+def test_a_folder_that_takes_no_file_is_said_at_once():
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"/proc/results\.xlsx"):
+        append_results([result()], "/proc/results.xlsx")
+    assert time.monotonic() - started < 60  # a lock file that cannot be made is not waited for
+
+
 @pytest.mark.parametrize("use", [check_workbook, lambda path: append_results([result()], path)])
 def test_place_that_cannot_be_written_is_a_user_error(use, tmp_path):
     (tmp_path / "file").touch()

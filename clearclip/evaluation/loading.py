@@ -13,7 +13,7 @@ from mmseg.registry import TRANSFORMS
 from PIL import Image
 
 from clearclip.errors import UserError, one_line
-from clearclip.images import orientation, read_image, read_stored
+from clearclip.images import LOSSY, orientation, read_image, read_stored
 
 REMEDY = "convert it again, see datasets/README.md"
 
@@ -108,9 +108,12 @@ def read_labels(path: str | Path) -> np.ndarray:
     """A label map as it is stored, integers [H, W]. Raises UserError where it is none."""
     try:
         with Image.open(path) as image:
+            lossy = image.format in LOSSY or image.info.get("compression") == "jpeg"  # the latter of a TIFF
             labels = np.array(image)
     except Exception as error:  # what a damaged file raises has no common base in Pillow
         raise UserError(f"cannot read label map {path} ({one_line(error)}); {REMEDY}") from error
+    if lossy:
+        raise UserError(f"label map {path} is compressed with losses, which alter labels; {REMEDY}")
     if labels.ndim != 2:
         raise UserError(f"label map {path} is a picture in colour, where one label a pixel is wanted; {REMEDY}")
     if labels.dtype.kind not in "uib":

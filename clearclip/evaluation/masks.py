@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from clearclip.errors import UserError, one_line
+from clearclip.images import LOSSY
 from clearclip.vocabulary import Vocabulary
 
 RGB = r"(?P<red>\d+)[\s,;]+(?P<green>\d+)[\s,;]+(?P<blue>\d+)"
@@ -214,7 +215,8 @@ def read_pixels(path: Path, colours: bool = False) -> np.ndarray:
         raise UserError(f"mask {path} is {'no ordinary file' if path.exists() else 'missing'}: give a PNG or TIFF")
     try:
         with Image.open(path) as image:
-            form, mode = image.format, image.mode
+            form, mode = image.format or "", image.mode
+            lossy = form in LOSSY or image.info.get("compression") == "jpeg"  # the latter of a TIFF
             is_map = mode in ("1", "L", "P", "I", "F") or mode.startswith("I;")
             if is_map and not colours:
                 pixels = np.array(image)
@@ -225,8 +227,8 @@ def read_pixels(path: Path, colours: bool = False) -> np.ndarray:
         raise UserError(f"mask {path} does not fit in memory: use fewer workers or smaller masks") from None
     except Exception as error:  # what a damaged file raises has no common base in Pillow
         raise UserError(f"cannot read mask {path} ({one_line(error)}): save it as PNG again") from error
-    if form == "JPEG":
-        raise UserError(f"mask {path} is a JPEG, whose compression alters labels: save it as PNG from its source")
+    if lossy:
+        raise UserError(f"mask {path} is a {form}, whose compression alters labels: save it as PNG from its source")
     if colours:
         if is_map and mode != "P":
             raise UserError(f"mask {path} is a map of labels, not of colours: leave out --palette")

@@ -142,7 +142,9 @@ def _opened(path: StrPath) -> IO[bytes]:
 def _locked(path: StrPath) -> Iterator[None]:
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock", timeout=600):
+    lock = f"{target}.lock"
+    os.close(os.open(lock, os.O_RDWR | os.O_CREAT, 0o644))  # where that fails, FileLock would try for ten minutes
+    with FileLock(lock, timeout=600):
         yield
 
 
