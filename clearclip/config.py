@@ -130,7 +130,7 @@ def _read(path: Path, heirs: tuple[Path, ...]) -> Settings:
         raise
     except FileNotFoundError:
         raise UserError(f"config {path} does not exist") from None
-    except Exception as error:  # a config is Python and may raise anything
+    except (Exception, SystemExit) as error:  # a config is Python and may raise anything
         raise UserError(
             f"{path} is no benchmark config ({one_line(error)}); see configs/README.md for the keys"
         ) from error

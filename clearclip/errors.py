@@ -18,7 +18,7 @@ class UserError(Exception):
     """Bad input. Its message is one sentence that names the file or option and the remedy."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The message of any exception, fit for a sentence."""
     return " ".join(str(error).split()) or type(error).__name__
 

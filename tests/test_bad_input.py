@@ -58,6 +58,7 @@ def place(tmp_path, monkeypatch, tiny_folder):
     (tmp_path / "huge").mkdir()
     save_file(state, tmp_path / "huge/open_clip_model.safetensors")
     (tmp_path / "huge/open_clip_config.json").write_text((tiny_folder / "open_clip_config.json").read_text())
+    (tmp_path / "ends.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "syntax.py").write_text("model = dict(\n")
     return tmp_path
 
@@ -105,6 +106,7 @@ ROWS = {
     "a place that takes no folder": (segment, [*SEGMENT, "--output", "/proc/x"], "/proc/x"),
     "a line break and an escape in a path": (segment, ["a\n\x1b[2Jb.png", "--names", "cat", "sky"], r"a\n\x1b[2Jb.png"),
     "a config that is no Python": (evaluate, ["syntax.py"], "syntax.py is no benchmark config"),
+    "a config that ends Python": (evaluate, ["ends.py"], "ends.py is no benchmark config (3)"),
     "an empty folder": (segment, ["data", "--names", "cat", "sky"], "holds no picture"),
 }
 
