@@ -13,6 +13,7 @@ COMMANDS = {  # each a module of this package
     "table": "evaluate methods on benchmarks and print one table",
     "calibrate": "fit class offsets and a threshold on labelled images",
     "merge": "merge what shards or machines have counted, and say what is missing",
+    "export": "write a method and a vocabulary into an ONNX file",
     "names": "which names are confused, which synonyms help, what has no name",
     "workbook": "make results.xlsx anew from the result.json of each run",
     "report": "write one page of HTML on runs, with intervals, classes, confusions and images",

@@ -1,0 +1,368 @@
+"""A segmenter for one vocabulary as a program of its own: `torch.export`, and by it ONNX.
+
+Inside is all between a decoded picture and its labels: OpenCV's resize, windows, the network, text embeddings,
+stitching, the best class of each pixel. Outside stay reading files and turning them upright.
+
+    program = trace(segmenter, ["cat", "grass, lawn", "sky"])
+    save_onnx(program, "cat.onnx")
+    program.program.module()(images)  # [B, 3, H, W] uint8 to labels [B, H, W]
+
+All scores [B, Q, H, W] are in memory at once, where a `Segmenter` makes them in bands: 20 names on 12 million pixels
+are 1 GB.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from clearclip import windows
+from clearclip.decode import Decoder
+from clearclip.errors import UserError, one_line
+from clearclip.images import resized_shape
+from clearclip.paths import atomic_write
+from clearclip.segmenter import Segmenter
+from clearclip.text import Queries
+from clearclip.vocabulary import Vocabulary
+from clearclip.windows import Axis, plan_axis, resize_matrix, stitch_operator
+
+OUTPUTS = ("labels", "scores")
+LARGEST = 16384  # pixels of a side
+COEFFICIENT = 1 << 11  # OpenCV's resize of bytes rounds its weights to multiples of 1 / 2048
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A traced segmenter.
+
+    Attributes:
+        program: images [B, 3, H, W] to labels [B, H, W] or scores [B, C, H, W].
+        about: what made it and what it takes, for the metadata of its file: names, output, input, method, weights.
+    """
+
+    program: ExportedProgram
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def trace(
+    segmenter: Segmenter,
+    names: Any,
+    size: tuple[int, int] | None = None,
+    output: str = "labels",
+    floats: bool = False,
+) -> Exported:
+    """Trace a segmenter for one vocabulary.
+
+    Args:
+        segmenter: on the CPU, in float32; its method must work window by window.
+        names: of classes, as a `Segmenter` takes them.
+        size: (H, W) of all pictures; then windows and operators are constants. None: any size, whose sides differ by
+            at most 2048 / short_side times, beyond which a `Segmenter` shrinks the picture further.
+        output: "labels", uint8 or int16, or "scores", the similarity of each class, float32.
+        floats: take float32 in 0..1, not uint8.
+
+    Returns:
+        An `Exported`; its batch is dynamic.
+
+    Raises:
+        UserError: in one sentence, why a method or a setting cannot be exported.
+    """
+    if output not in OUTPUTS:
+        raise UserError(f"a program gives {' or '.join(OUTPUTS)}, not {output!r}")
+    vocabulary = names if isinstance(names, Vocabulary) else Vocabulary.of(names)
+    if reason := obstacle(segmenter, size is None):
+        raise UserError(f"{segmenter.spec} cannot be exported: {reason}")
+    with torch.inference_mode(False), torch.no_grad():
+        queries = segmenter.queries(vocabulary)
+        decoder = segmenter.decoder(queries)
+        if type(decoder) is not Decoder:
+            raise UserError(f"{segmenter.spec} cannot be exported: it makes labels of its scores in a way of its own")
+        module: _Program
+        if size is None:
+            module = _AnySize(segmenter, queries, decoder, output)
+        else:
+            module = _OneSize(segmenter, queries, decoder, output, size)
+        program = _trace(module.eval(), size, floats, segmenter)
+    shape = "H, W" if size is None else f"{size[0]}, {size[1]}"
+    about = {
+        "names": list(queries.names),
+        "output": output,
+        "input": f"RGB, {'float32 in 0..1' if floats else 'uint8'}, [B, 3, {shape}]",
+        "everything_else": queries.everything_else,
+        **segmenter.about,
+    }
+    return Exported(program, about)
+
+
+def obstacle(segmenter: Segmenter, dynamic: bool = False) -> str:
+    """Why a segmenter cannot be exported, in one sentence; empty where nothing is known to be in the way."""
+    method = type(segmenter.method).__name__
+    if segmenter.refinements:
+        return f"{type(segmenter.refinements[0]).__name__} refines a picture at a size and in steps that depend on it"
+    if segmenter.sees_images:
+        return f"{method} works on whole pictures, by steps that depend on what is in them"
+    if segmenter.calibration is not None:
+        return "a calibration has a decoder of its own; give its threshold alone"
+    if segmenter.area_threshold > 0:
+        return "area_threshold needs all labels of a picture before it decides on one; leave it out"
+    if segmenter.resizer == "pil":
+        return "Pillow's resize is not in it; use resize cv2 or device"
+    if segmenter.device.type != "cpu" or segmenter.backbone.dtype != torch.float32 or segmenter.backbone.compiled:
+        return "it is traced on the CPU in float32, not compiled; load it with device cpu and precision fp32"
+    if dynamic and not 0 < segmenter.crop <= segmenter.short_side:
+        return "any size needs windows (crop) that fit into every picture (short_side); give a fixed size"
+    return ""
+
+
+def _trace(module: "_Program", size: tuple[int, int] | None, floats: bool, segmenter: Segmenter) -> ExportedProgram:
+    side = segmenter.short_side or 64
+    height, width = size or (side + side // 3, 2 * side)
+    example = torch.zeros(2, 3, height, width, dtype=torch.float32 if floats else torch.uint8)
+    shape: dict[int, Any] = {0: Dim("batch", min=1, max=1024)}
+    if size is None:
+        shape |= {2: Dim("height", min=2, max=LARGEST), 3: Dim("width", min=2, max=LARGEST)}
+    try:
+        return torch.export.export(module, (example,), dynamic_shapes=(shape,))
+    except Exception as error:  # whatever a tracer meets
+        raise UserError(f"{segmenter.spec} cannot be exported: {one_line(error)[:300]}") from error
+
+
+class _Program(nn.Module):
+    """Images [B, 3, H, W] to labels or scores."""
+
+    def __init__(self, segmenter: Segmenter, queries: Queries, decoder: Decoder, output: str):
+        super().__init__()
+        self.backbone, self.method, self.output = segmenter.backbone, segmenter.method, output
+        self.crop, self.stride, self.short_side = segmenter.crop, segmenter.stride, segmenter.short_side
+        # In the order of their classes the first best query belongs to the lowest best class.
+        order = sorted(range(len(decoder.query_class)), key=lambda query: decoder.query_class[query])
+        self.query_class = [decoder.query_class[query] for query in order]
+        self.several = self.query_class != list(range(len(order)))
+        self.classes, self.threshold, self.scale = decoder.num_classes, decoder.threshold, decoder.logit_scale
+        dtype = torch.uint8 if self.classes <= 256 else torch.int16
+        self.text: Tensor
+        self.order: Tensor
+        self.label: Tensor
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("text", queries.for_scores.clone())
+        self.register_buffer("order", torch.tensor(order))
+        self.register_buffer("label", torch.tensor(self.query_class, dtype=dtype))
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(segmenter.backbone, name))[:, None, None] * 255)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            images = (images.clamp(0, 1) * 255).round()
+        scores = self.full_scores(images.to(torch.int32))[:, self.order]  # [B, Q, H, W]
+        if self.output == "scores":
+            if not self.several:
+                return scores
+            parts = [[q for q, owner in enumerate(self.query_class) if owner == c] for c in range(self.classes)]
+            return torch.stack([scores[:, part[0] : part[-1] + 1].amax(dim=1) for part in parts], dim=1)
+        best = scores.argmax(dim=1)
+        labels = self.label[best] if self.several else best.to(self.label.dtype)
+        if self.threshold > 0:
+            share = ((scores - scores.amax(dim=1, keepdim=True)) * self.scale).exp().sum(dim=1)
+            labels = torch.where(1 / share < self.threshold, torch.zeros_like(labels), labels)
+        return labels
+
+    def full_scores(self, images: Tensor) -> Tensor:
+        """int32 images in 0..255 to the scores [B, Q, H, W] of all queries."""
+        raise NotImplementedError
+
+    def window_scores(self, cut: Tensor) -> Tensor:
+        """Normalised windows [n, 3, h, w] to scores [n, Q, h', w']."""
+        return self.method.scores(self.backbone.trunk(cut), self.text)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        return (images.float() - self.mean) / self.std
+
+
+class _OneSize(_Program):
+    """Pictures of one size: windows and operators are constants."""
+
+    def __init__(self, segmenter: Segmenter, queries: Queries, decoder: Decoder, output: str, size: tuple[int, int]):
+        super().__init__(segmenter, queries, decoder, output)
+        self.size = size
+        self.resized = resized_shape(*size, self.short_side) if self.short_side else size
+        self.plan = windows.plan(
+            *self.resized, self.crop, self.stride, segmenter.backbone.patch_size, segmenter.two_steps
+        )
+        grid = self.window_scores(torch.zeros(1, 3, *self.plan.window_shape)).shape[2:]
+        self.rows: Tensor
+        self.columns: Tensor
+        for name, axis, patches, target in zip(("rows", "columns"), (self.plan.rows, self.plan.columns), grid, size):
+            self.register_buffer(name, stitch_operator(axis, patches, target))
+
+    def full_scores(self, images: Tensor) -> Tensor:
+        if self.resized != self.size:
+            images = opencv_resize(images, *self.resized)
+        rows, columns = self.plan.rows, self.plan.columns
+        padding = [*_padding(columns), *_padding(rows)]
+        pixels = self.normalised(images)
+        cut = [pixels[:, :, y : y + rows.size, x : x + columns.size] for y in rows.starts for x in columns.starts]
+        n, m = len(rows.starts), len(columns.starts)
+        scores = self.window_scores(F.pad(torch.stack(cut, dim=1).flatten(0, 1), padding))
+        return _stitched(scores.unflatten(0, (-1, n * m)), n, m, self.rows, self.columns)
+
+
+class _AnySize(_Program):
+    """Pictures of any size: windows of one size in numbers that depend on the picture's."""
+
+    def __init__(self, segmenter: Segmenter, queries: Queries, decoder: Decoder, output: str):
+        super().__init__(segmenter, queries, decoder, output)
+        self.axis = plan_axis(self.crop, self.crop, self.stride, segmenter.backbone.patch_size)
+        grid = self.window_scores(torch.zeros(1, 3, self.axis.padded, self.axis.padded)).shape[2:]
+        self.up_rows: Tensor
+        self.up_columns: Tensor
+        for name, patches in zip(("up_rows", "up_columns"), grid):
+            up = resize_matrix(patches, self.axis.padded)[self.axis.before : self.axis.before + self.crop]
+            self.register_buffer(name, up.clone())
+
+    def full_scores(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        shorter = cast(int, torch.sym_min(height, width))  # a tracer's own kind of int
+        h, w = ((2 * side * self.short_side + shorter) // (2 * shorter) for side in (height, width))  # rounded
+        pixels = self.normalised(opencv_resize(images, h, w))
+        along, across = self.starts(cast(int, torch.sym_max(h, w)))
+        tall = torch.full((), height) > torch.full((), width)
+        tops, lefts = torch.where(tall, along, across), torch.where(tall, across, along)  # [N]
+        within = torch.arange(self.crop)
+        rows, columns = ((starts[:, None] + within)[:, :, None] for starts in (tops, lefts))  # [N, crop, 1]
+        cut = pixels[:, :, rows, columns.mT].transpose(1, 2).flatten(0, 1)  # [B · N, 3, crop, crop]
+        if self.axis.padded > self.crop:
+            cut = F.pad(cut, [*_padding(self.axis)] * 2)
+        scores = self.window_scores(cut).unflatten(0, (images.shape[0], tops.shape[0]))  # [B, N, Q, g, g]
+        same = ((tops[:, None] == tops) & (lefts[:, None] == lefts)).float().sum(dim=0)  # [N], 1 but for a square
+        scores = scores / same[:, None, None, None]
+        left = self.operator(tops, h, height, self.up_rows).transpose(0, 1)[:, None]  # [N, 1, H, g]
+        right = self.operator(lefts, w, width, self.up_columns).flatten(1)  # [W, N · g]
+        return (left @ scores).permute(0, 2, 3, 1, 4).flatten(3) @ right.T
+
+    def starts(self, length: int) -> tuple[Tensor, Tensor]:
+        """Where windows start, as `plan_axis` has them: along the longer side of a length, and across, both [N].
+
+        Along it there are two at least, of a square one twice: a tracer takes a size of 1 for a constant.
+        """
+        shorter = plan_axis(self.short_side, self.crop, self.stride, 1).starts
+        count = torch.sym_max((length - self.crop + self.stride - 1) // self.stride + 1, 2)
+        along = torch.minimum(torch.arange(count) * self.stride, torch.full((), length - self.crop))
+        across = torch.tensor(shorter).expand(count, -1)
+        return along[:, None].expand(-1, len(shorter)).flatten(), across.flatten()
+
+    def operator(self, starts: Tensor, length: int, target: int, up: Tensor) -> Tensor:
+        """What takes windows' scores along one axis of the resized picture to `target` pixels: [target, N, patches].
+
+        Of one row of windows it is `stitch_operator`, whose length is not known yet.
+        """
+        low, high, share = linear(length, target)
+        share = share[:, None, None]
+        return (1 - share) * self.at(low, starts, up) + share * self.at(high, starts, up)
+
+    def at(self, pixels: Tensor, starts: Tensor, up: Tensor) -> Tensor:
+        """Each window's scores at pixels [P] of the resized picture, all that cover one sharing it: [P, N, patches].
+
+        Windows that lie beside one another across this axis do not share.
+        """
+        offset = pixels[:, None] - starts  # [P, N]
+        inside = ((offset >= 0) & (offset < self.crop)).float()
+        beside = (starts[:, None] == starts).float().sum(dim=0)  # [N]
+        covering = (inside / beside).sum(dim=1, keepdim=True)
+        return up[offset.clamp(0, self.crop - 1)] * (inside / covering)[..., None]
+
+
+def opencv_resize(images: Tensor, height: int, width: int) -> Tensor:
+    """int32 images [B, 3, H, W] in 0..255 to [B, 3, height, width], bilinear, rounded as OpenCV rounds bytes.
+
+    Of a photograph's values fewer than 1 in 1,000 differ from OpenCV's, by 1 level.
+    """
+    top, bottom, share = linear(images.shape[2], height)
+    left, right, part = linear(images.shape[3], width)
+    share = share[:, None]
+    near, far = _fixed(1 - part), _fixed(part)
+    across = images.index_select(3, left) * near + images.index_select(3, right) * far
+    across = across.div(16, rounding_mode="floor")
+    near, far = _fixed(1 - share), _fixed(share)
+    upper = (across.index_select(2, top) * near).div(65536, rounding_mode="floor")
+    lower = (across.index_select(2, bottom) * far).div(65536, rounding_mode="floor")
+    return (upper + lower + 2).div(4, rounding_mode="floor")
+
+
+def linear(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A bilinear resize of one axis: for each of `target` pixels two of `source`, and the share of the second."""
+    place = ((torch.arange(target) + 0.5) * (source / target) - 0.5).clamp(min=0)
+    low = place.floor().long().clamp(max=source - 1)
+    high = (low + 1).clamp(max=source - 1)
+    return low, high, place - low
+
+
+def _fixed(weights: Tensor) -> Tensor:
+    return (weights * COEFFICIENT).round().to(torch.int32)
+
+
+def _padding(axis: Axis) -> tuple[int, int]:
+    return axis.before, axis.padded - axis.size - axis.before
+
+
+def _stitched(scores: Tensor, n: int, m: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """Scores [B, n·m, Q, h, w] of windows to [B, Q, H, W]."""
+    tiled = scores.unflatten(1, (n, m)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+    return rows @ tiled @ columns.T
+
+
+def save_onnx(exported: Exported, path: str | Path) -> None:
+    """Write an ONNX file whose metadata are `about`, its names as JSON.
+
+    Raises UserError where the packages for it are missing, and where an operation has no counterpart in ONNX.
+    """
+    for package in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise UserError(f'ONNX files need {package}: pip install "clearclip[export]"') from None
+    output = str(exported.about["output"])
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), _quiet():
+            made = torch.onnx.export(
+                exported.program, (), input_names=["images"], output_names=[output], dynamo=True, verbose=False
+            )
+    except Exception as error:  # whatever a converter meets
+        raise UserError(f"{exported.about['method']} cannot be written as ONNX: {one_line(error)[:300]}") from error
+    assert made is not None
+    made.model.metadata_props.update(
+        {key: value if isinstance(value, str) else json.dumps(value) for key, value in exported.about.items()}
+    )
+    with atomic_write(Path(path)) as temporary:
+        made.save(str(temporary), external_data=False)
+
+
+def save_program(exported: Exported, path: str | Path) -> None:
+    """Write what `torch.export.load` reads; `about` is its extra file about.json."""
+    with atomic_write(Path(path)) as temporary:
+        about = json.dumps(dict(exported.about), ensure_ascii=False)
+        torch.export.save(exported.program, str(temporary), extra_files={"about.json": about})
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without what the converter says of its own steps."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+__all__ = ["Exported", "obstacle", "save_onnx", "save_program", "trace"]
