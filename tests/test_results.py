@@ -61,6 +61,14 @@ def test_damaged_result_is_a_user_error(tmp_path, content):
         read_result(path)
 
 
+def test_a_result_on_fewer_images_leaves_a_fuller_one_where_it_is(tmp_path, caplog):
+    full, part = write_result(result(images=1449), tmp_path), write_result(result(images=4), tmp_path)
+    assert (read_result(full)["images"], read_result(part)["images"]) == (1449, 4)
+    assert full == tmp_path / "result.json"
+    assert "stays" in caplog.text
+    assert write_result(result(images=1449), tmp_path) == full
+
+
 def test_missing_result_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match=r"result\.json cannot be read .*run eval\.py"):
         read_result(tmp_path / "result.json")

@@ -1,6 +1,7 @@
 """A result, and its `result.json`."""
 
 import json
+import logging
 import math
 import os
 import re
@@ -11,6 +12,8 @@ from typing import Any, NotRequired, TypedDict, get_args, get_origin, get_type_h
 
 from clearclip.errors import UserError
 from clearclip.paths import atomic_write
+
+log = logging.getLogger(__name__)
 
 
 class Result(TypedDict):
@@ -53,13 +56,27 @@ class Result(TypedDict):
 
 
 def write_result(record: Result, work_dir: str | os.PathLike[str]) -> Path:
-    """Write `result.json` into `work_dir`. NaN, say the IoU of an absent class, becomes null."""
+    """Write `result.json` into `work_dir`. NaN, say the IoU of an absent class, becomes null.
+
+    A result on more images that lies there stays: one on fewer goes into a folder of its own beside it.
+    """
     text = json.dumps(plain(record), indent=2, ensure_ascii=False, default=str)
     text = re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)  # UTF-8 has no lone surrogates
     path = Path(work_dir) / "result.json"
+    if (fuller := _images(path)) > record["images"]:
+        kept, path = path, path.parent / f"{record['images']}-images" / path.name
+        log.warning("%s is of %d images and stays; the result on %d is %s", kept, fuller, record["images"], path)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def _images(path: Path) -> int:
+    """How many images a result is of; 0 where there is none that can be read."""
+    try:
+        return read_result(path)["images"] if path.exists() else 0
+    except UserError:
+        return 0
 
 
 def read_result(path: str | os.PathLike[str]) -> Result:
