@@ -36,7 +36,7 @@ def test_two_processes_give_the_numbers_of_one(tiny_folder, data, monkeypatch):
     """With three images: one process takes two of them."""
     config = ROOT / "configs" / "cfg_voc21.py"
     arguments = ["--backbone", f"local-dir:{tiny_folder}", "--method", "NACLIP", "--work-dir", "run"]
-    arguments += ["--cfg-options", "model.templates=single", "model.threshold=0.4"]
+    arguments += ["--precision", "fp32", "--cfg-options", "model.templates=single", "model.threshold=0.4"]
     done = dist_test("voc21", "2", *arguments, data=data)
     assert done.returncode == 0, done.stderr
     two = read_result(data.parent / "here" / "run" / "result.json")

@@ -38,6 +38,7 @@ RUN_BY = {
     "segment": "test_documents.py",
     "analyze": "test_analysis.py",
     "eval": "test_cli.py",
+    "export": "test_onnx.py",
     "table": "test_eval_all.py",
     "calibrate": "test_calibration.py",
     "merge": "test_merge.py",
@@ -137,6 +138,9 @@ def read(path, arguments, monkeypatch):
     monkeypatch.syspath_prepend(path.parent)  # as Python does for a script
     monkeypatch.setattr(sys, "argv", [str(path), *arguments])
     module = load(path)
+    if path.parent.name == "examples":
+        assert len(arguments) == module.main.__code__.co_argcount
+        return
     if "argparse" not in path.read_text(encoding="utf-8") and path.parent.name == "tools":
         assert not arguments  # it takes none
         return
@@ -170,7 +174,7 @@ def test_commands_are_what_the_programs_read(words, monkeypatch):
     configs = parsed.get("datasets") or parsed.get("configs") or [parsed.get("config") or parsed.get("dataset")]
     for config in filter(None, configs):
         if config not in OWN_CONFIGS and isinstance(config, str):
-            find_config(config)
+            find_config(config, parsed.get("protocol") or "clearclip")
     methods = parsed.get("methods") or [parsed.get("method")]
     for method in filter(None, [*methods, *(parsed.get("compare") or ())]):
         if method != "METHOD":

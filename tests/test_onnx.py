@@ -64,7 +64,10 @@ def test_a_program_gives_scores(size, make):
     segmenter, image = make(), picture(50, 70)
     made = trace(segmenter, NAMES, size, "scores", floats=True).program.module()
     found = made(torch.from_numpy(batch(image)).float() / 255)[0]
-    np.testing.assert_allclose(found.numpy(), segmenter(image, NAMES, scores=True).similarity, atol=2e-3)
+    expected = segmenter(image, NAMES, scores=True).similarity
+    # Pixels that the two resizes round apart, and a network of random weights after them.
+    np.testing.assert_allclose(found.numpy(), expected, atol=0.02)
+    assert np.abs(found.numpy() - expected).mean() < 1e-3
 
 
 def test_a_saved_program_knows_its_names(make, tmp_path):

@@ -163,6 +163,9 @@ def test_short_vocabularies(make, image, names, crop):
     assert result.labels.shape == (70, 90)
     assert result.labels.max() < len(names)
     total = result.scores.sum(0)  # of synonyms, the best is what counts
+    if len(names) == 1:  # the cosine
+        assert np.array_equal(result.scores, result.similarity)
+        return
     assert (total <= 1 + 1e-5).all()
     assert np.allclose(total, 1, atol=1e-5) == ("b, c" not in names)
 
