@@ -225,7 +225,8 @@ class LateMaps(Maps):
 
     def part(self, queries: Sequence[int]) -> Tensor:
         """The maps [n, H, W] of some queries, float32."""
-        return self.change(replace(self.maps, scores=self.maps.scores[list(queries)]).full())
+        chosen = torch.stack([self.maps.scores[query] for query in queries])  # an index would have to be uploaded
+        return self.change(replace(self.maps, scores=chosen).full())
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -99,7 +99,10 @@ def rehearse(deep_backbone, monkeypatch, tmp_path):
                 images = [mode.from_tensor(image) for image in images]
             else:
                 views = [segmenter.view(image) for image in images]
-                views = [dataclasses.replace(view, image=mode.from_tensor(view.image)) for view in views]
+                views = [
+                    dataclasses.replace(view, image=fake_image, original=mode.from_tensor(view.original))
+                    for view, fake_image in zip(views, (mode.from_tensor(view.image) for view in views))
+                ]
             with mode, Traffic() as traffic:
                 if windows.get("resize") == "device":
                     views = [segmenter.view(image) for image in images]

@@ -104,7 +104,7 @@ def test_a_pass_gives_the_digits_of_single_runs(make_run, tmp_path, monkeypatch)
     runs += [make_run("voc20", "NACLIP+PAMR:iterations=3"), make_run("voc21", threshold=0.2)]
     blocks = Counter()
     run = Backbone.run
-    monkeypatch.setattr(Backbone, "run", lambda self, index, x: (blocks.update([index]), run(self, index, x))[1])
+    monkeypatch.setattr(Backbone, "run", lambda self, index, *x: (blocks.update([index]), run(self, index, *x))[1])
     together = list(evaluate_all(Job(runs, records=tmp_path / "records")))
     shared = blocks.total()
     assert [outcome.run for outcome in together] == runs

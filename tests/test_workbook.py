@@ -44,7 +44,7 @@ def test_workbook_has_three_sheets_of_real_numbers(tmp_path):
         {"dataset": "voc20", "class": "sofa", "1 ClearCLIP ViT-B-16": None},
     ]
     (run,) = sheet(path, "runs")
-    record = result(interval=None, differences=None, record=None, text_hash=None, names_hash=None)
+    record = result(interval=None, differences=None, record=None, text_hash=None, names_hash=None, calibration=None)
     del record["per_class_IoU"]
     assert run.pop("run") == 1
     assert run | {key: json.loads(run[key]) for key in ("versions", "settings")} == record

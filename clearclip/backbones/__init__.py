@@ -81,7 +81,7 @@ def choose_device(device: str = "auto") -> torch.device:
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     """The type that a network computes in; scores are accumulated in float32 always.
 
-    `auto` is float16 on CUDA, bfloat16 on a CPU that multiplies it much faster (AMX, AVX512-BF16), else float32.
+    `auto` is float16 on CUDA, bfloat16 on a CPU that multiplies it much faster (AMX), else float32.
     """
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "bf16" if device.type == "cpu" and bfloat16_pays() else "fp32"

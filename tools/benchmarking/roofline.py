@@ -179,10 +179,10 @@ def watched(ledger, backbone, kernels=True):
     """While the ledger watches, fused kernels are stood in for (or, without `kernels`, missing)."""
     run = type(backbone).run
 
-    def of_block(self, index, tokens):
+    def of_block(self, index, tokens, grid):
         ledger.block = index
         try:
-            return run(self, index, tokens)
+            return run(self, index, tokens, grid)
         finally:
             ledger.block = None
 

@@ -63,7 +63,8 @@ def write_result(record: Result, work_dir: str | os.PathLike[str]) -> Path:
     text = json.dumps(plain(record), indent=2, ensure_ascii=False, default=str)
     text = re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)  # UTF-8 has no lone surrogates
     path = Path(work_dir) / "result.json"
-    if (fuller := _images(path)) > record["images"]:
+    fuller = _images(path)
+    if fuller and fuller > record["images"]:
         kept, path = path, path.parent / f"{record['images']}-images" / path.name
         log.warning("%s is of %d images and stays; the result on %d is %s", kept, fuller, record["images"], path)
     with atomic_write(path) as temporary:
