@@ -27,10 +27,11 @@ class FinalBlock(Method):
     def __init__(self, backbone: Backbone, attention: str = "qq", residual: float = 0.0, feed_forward: bool = False):
         super().__init__(backbone)
         self.attention = Attention.parse(attention)
+        self.reads = self.attention.reads  # once, where no tracer looks on
         self.residual, self.feed_forward = residual, feed_forward
 
     def features(self, trunk: Trunk) -> Tensor:
-        mixed = mix(self.attention, *trunk.qkv(only=self.attention.reads), trunk)  # [B, heads, P+N, d]
+        mixed = mix(self.attention, *trunk.qkv(only=self.reads), trunk)  # [B, heads, P+N, d]
         return trunk.project(self.output(mixed, trunk)[:, trunk.prefix :])  # [B, h, w, dim]
 
     def output(self, mixed: Tensor, trunk: Trunk) -> Tensor:
