@@ -250,7 +250,8 @@ def describe(dataset: dict) -> list[str]:
 
     Raises UserError where it does not fit its class file, as the evaluation would.
     """
-    built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": True})
+    settings = {key: value for key, value in dataset.items() if key != "type"}
+    built = FolderDataset(**{**settings, "pipeline": [], "lazy_init": True})
     built.load_data_list()
     classes, found = built.vocabulary.classes, built.found
     names: list[str] = []
