@@ -250,8 +250,7 @@ def describe(dataset: dict) -> list[str]:
 
     Raises UserError where it does not fit its class file, as the evaluation would.
     """
-    settings = {key: value for key, value in dataset.items() if key != "type"}
-    built = FolderDataset(**{**settings, "pipeline": [], "lazy_init": True})
+    built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": True, "_scope_": "mmseg"})
     built.load_data_list()
     classes, found = built.vocabulary.classes, built.found
     names: list[str] = []
