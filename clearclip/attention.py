@@ -203,6 +203,6 @@ def similarity_attention(
     if mean is None:
         mean = similarity.mean(dim=(-2, -1), keepdim=True)
     shifted = similarity - beta * mean
-    excluded = shifted < 0
-    excluded.diagonal(dim1=-2, dim2=-1).fill_(False)  # where all patches are alike, a patch keeps itself
+    others = ~torch.eye(shifted.shape[-1], dtype=torch.bool, device=shifted.device)
+    excluded = (shifted < 0) & others  # where all patches are alike, a patch keeps itself
     return (gamma * shifted).masked_fill(excluded, -torch.inf).softmax(dim=-1)

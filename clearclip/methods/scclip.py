@@ -113,8 +113,8 @@ def outlier_factors(patches: Tensor) -> Tensor:
     count = patches.shape[1]
     if count < 2:
         return torch.ones(patches.shape[:2], device=patches.device)
-    distances = torch.cdist(patches, patches).square()
-    distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    itself = torch.eye(count, dtype=torch.bool, device=patches.device)
+    distances = torch.cdist(patches, patches).square().masked_fill(itself, torch.inf)
     nearest, neighbours = distances.topk(min(NEIGHBOURS, count - 1), largest=False)  # [B, N, k]
     farthest = nearest[..., -1].clamp(min=1e-10)  # [B, N]
     density = (1 / farthest).unsqueeze(1).expand(-1, count, -1).gather(2, neighbours)
