@@ -113,10 +113,15 @@ class OpenCLIPBackbone(Backbone):
         """Resampled in float32 on the CPU whatever the device: the numbers are then the same."""
 
         def resize() -> Tensor:
-            embedding = resize_position_embedding(self.visual.positional_embedding.float().cpu(), grid, mode)
-            return embedding.to(self.device, self.dtype)
+            embedding, prefix = self.position_table()
+            resized = resize_position_embedding(embedding.float().cpu(), grid, mode, prefix)
+            return resized.to(self.device, self.dtype)
 
         return self.constants.get(("position", grid, mode), resize)
+
+    def position_table(self) -> tuple[Tensor, int]:
+        """The position embedding as it was learnt, [P+G·G, D], and its P."""
+        return self.visual.positional_embedding, 1
 
     def project(self, tokens: Tensor) -> Tensor:
         return self.head(self.final_norm(tokens))

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearclip.backbones import register
-from clearclip.backbones.base import Block, resize_position_embedding
+from clearclip.backbones.base import Block
 from clearclip.backbones.openclip import OpenCLIPBackbone, fill
 from clearclip.errors import UserError
 from clearclip.products import linear
@@ -150,15 +150,8 @@ class TimmBackbone(OpenCLIPBackbone):
             return tower.norm_pre(torch.cat([*first, x + embedding], dim=1))
         return tower.norm_pre(torch.cat([*first, x], dim=1) + embedding)  # [B, P+N, D]
 
-    def _position_embedding(self, grid: tuple[int, int], mode: str) -> Tensor:
-        """Resampled in float32 on the CPU whatever the device: the numbers are then the same."""
-        prefix = 0 if self.visual.no_embed_class else self.prefix_tokens
-
-        def resize() -> Tensor:
-            embedding = resize_position_embedding(self.visual.pos_embed[0].float().cpu(), grid, mode, prefix)
-            return embedding.to(self.device, self.dtype)
-
-        return self.constants.get(("position", grid, mode), resize)
+    def position_table(self) -> tuple[Tensor, int]:
+        return self.visual.pos_embed[0], 0 if self.visual.no_embed_class else self.prefix_tokens
 
     def _turns(self, grid: tuple[int, int]) -> Tensor:
         """Sines and cosines [N, 2·d] of a grid, float32."""
