@@ -34,7 +34,7 @@ from clearclip.evaluation.records import ImageRecord
 from clearclip.evaluation.run import Run, backbone_settings
 from clearclip.evaluation.shards import Ledger, Share
 from clearclip.images import orientation
-from clearclip.segmenter import Segmenter, look_together
+from clearclip.segmenter import Segmenter, see_together
 from clearclip.text import Queries
 
 # What runs of a pass have in common.
@@ -337,7 +337,7 @@ def _count_alike(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]])
         packed = loaded[works[0].position]
         sample = packed["data_samples"]
         views.append(first.view(packed["inputs"].flip(0), sample.ori_shape, sample.get("img_path")))
-    seen = look_together([(work.segmenter, work.queries) for work in works], views)
+    seen = see_together([(work.segmenter, work.queries) for work in works], views)
     counts: list[Tensor] = []
     extras: list[dict | None] = []
     for work, dense in zip(works, seen):
