@@ -278,7 +278,7 @@ def load_kept(source: StrPath | Kept | KeptFeatures) -> KeptFeatures:
 
 
 class KeptFolder(Sequence[Kept]):
-    """All features that are kept in the files of a folder, by their names.
+    """All features that are kept in the files of a folder, by their names; of one picture, the latest.
 
         for kept, result in zip(folder := KeptFolder("features"), segmenter.stream(folder, ["cat", "grass"])):
             result.save("results", stem=kept.path.stem)
@@ -292,7 +292,7 @@ class KeptFolder(Sequence[Kept]):
         self.damaged: dict[Path, str] = {}
         self._found: dict[tuple[str, str], Kept] = {}
         self._taken: set[str] = set()  # names of files, as a file system sees them that knows no case
-        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+        for path in sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda path: (path.stat().st_mtime_ns, path)):
             try:
                 self._note(kept_in(path))
             except UserError as error:
@@ -311,32 +311,35 @@ class KeptFolder(Sequence[Kept]):
     def __getitem__(self, index: slice) -> list[Kept]: ...
 
     def __getitem__(self, index: int | slice) -> Kept | list[Kept]:
-        return list(self._found.values())[index]
+        return sorted(self._found.values(), key=lambda kept: (kept.path, len(kept.prefix), kept.prefix))[index]
 
     def __iter__(self) -> Iterator[Kept]:
-        return iter(list(self._found.values()))
+        return iter(self[:])
 
     def find(self, path: StrPath, sha256: str | None = None) -> Kept | None:
         """What is kept of a picture, wherever it lies: its name and its content tell it."""
         return self._found.get((Path(path).name, sha256 or file_hash(path)))
 
-    def add(self, kept: KeptFeatures) -> Path:
-        """Keep one more picture, in place of what was kept of it: in its own file, whose path is returned.
+    def add(self, *several: KeptFeatures) -> Path:
+        """Keep more pictures, in place of what was kept of them, in one file, whose path is returned.
 
         Raises UserError or OSError where that cannot be written.
         """
-        path = self._place(kept.note.origin)
-        kept.save(path)
+        path = self._place(several)
+        save_kept(several, path)
         self._note(kept_in(path))
         return path
 
-    def _place(self, origin: Origin) -> Path:
-        """A file of its own: by the picture's name and, where another has that name, by its content too."""
+    def _place(self, several: Sequence[KeptFeatures]) -> Path:
+        """A file of their own: by the first picture's name and, where another has that name, by its content too."""
+        origin = several[0].note.origin
         before = self._found.get(_key(origin))
-        if before is not None and not before.prefix:
+        if before is not None and not before.prefix and len(several) == 1:
             return before.path
         stem = Path(origin.path or "picture").stem
         short = os.fsencode(stem)[:LONGEST].decode(errors="ignore")
+        if len(several) > 1:
+            short += f"+{len(several) - 1}"
         taken = short != stem or f"{stem}{SUFFIX}".casefold() in self._taken
         return self.folder / f"{short}-{origin.sha256[:12]}{SUFFIX}" if taken else self.folder / f"{stem}{SUFFIX}"
 

@@ -319,7 +319,7 @@ class Segmenter:
         keys = ("short_side", "long_side", "crop", "stride", "two_steps")
         named = {"method": type(self.method).__qualname__}
         if self.choice is not None:
-            named = {"method": self.choice.name, "option": json.loads(json.dumps(self.choice.settings))}
+            named = {"method": self.choice.name, "option": json.loads(json.dumps(self.choice.settings, default=str))}
         return {
             **named,
             "file": self.method.files(),
@@ -520,27 +520,33 @@ class Segmenter:
     def _look_at(self, view: View, queries: Queries, features: bool) -> "Dense":
         if self.method.compares_features:
             seen = check_features(self.method, self.method.image_features(view)).float()
-            return self._compare(view, seen, queries, features)
+            return self._of_image(view, seen, queries, features)
         scores = check_scores(self.method, self.method.image_scores(view, queries.for_scores), (len(queries.text),))
         if not features:
             return Dense(scores, None, whole=True)
         seen = F.normalize(check_features(self.method, self.method.image_features(view)).float(), dim=-1)
         return Dense(scores, seen, whole=True)
 
-    def _compare(self, view: View, seen: Tensor, queries: Queries, features: bool) -> "Dense":
+    def _of_image(self, view: View, seen: Tensor, queries: Queries, features: bool) -> "Dense":
         """Of the features [h, w, dim] of a whole image."""
         for refinement in self.of_features:
             seen = refinement.features(view, seen)
-        scores = self.method.compare(seen[None], queries.for_scores)[0]
-        return Dense(scores, F.normalize(seen, dim=-1) if features else None, whole=True)
+        return Dense(
+            self._compared(seen[None], queries)[0], F.normalize(seen, dim=-1) if features else None, whole=True
+        )
 
     def _remember(self, view: KeptView, queries: Queries, features: bool) -> "Dense":
         """Of kept features, as if the network had made them now."""
         seen = view.features
         if view.kept.whole or self.of_features:
-            return self._compare(view, seen if view.kept.whole else view.stitch(seen), queries, features)
+            return self._of_image(view, seen if view.kept.whole else view.stitch(seen), queries, features)
         unit = F.normalize(view.stitch(seen), dim=-1) if features else None
-        return Dense(self.method.compare(seen, queries.for_scores), unit, whole=False)
+        return Dense(self._compared(seen, queries), unit, whole=False)
+
+    def _compared(self, features: Tensor, queries: Queries) -> Tensor:
+        """Scores [B, Q, h, w] of features [B, h, w, dim]."""
+        scores = self.method.compare(features, queries.for_scores)
+        return check_scores(self.method, scores, (len(features), len(queries.text)))
 
 
 @dataclass(frozen=True)

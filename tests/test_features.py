@@ -1,4 +1,4 @@
-"""Kept patch features: the same labels without the network, files that can be trusted, and the programs that use them."""
+"""Kept patch features: the same labels without the network, files to be trusted, and the programs that use them."""
 
 import dataclasses
 import errno
@@ -208,7 +208,7 @@ def test_several_pictures_in_one_file(make, photo, tmp_path):
     save_kept(several, tmp_path / "kept" / "both.safetensors")
     found = segmenter(KeptFolder(tmp_path / "kept"), NAMES)
     assert [one.source.path for one in found] == [str(photo), str(other)]
-    with pytest.raises(UserError, match="both.safetensors holds features of 2 pictures: give its folder"):
+    with pytest.raises(UserError, match=r"both.safetensors holds features of 2 pictures: give its folder"):
         KeptFeatures.load(tmp_path / "kept" / "both.safetensors")
 
 
@@ -345,6 +345,32 @@ def refused(arguments, capsys, run=keep):
     return capsys.readouterr().err.splitlines()
 
 
+def test_many_pictures_in_a_file(photos, small, capsys):
+    keep(["photos", "--recursive", "--per-file", "3", *small])
+    assert "kept: features of 4 pictures" in capsys.readouterr().out
+    assert sorted(len(kept_in(path)) for path in Path("kept").iterdir()) == [1, 3]
+    keep(["photos", "--recursive", *small])
+    assert "features of 0 pictures (0.0 MB), 4 were there already" in capsys.readouterr().out
+    keep(["photos", "--recursive", *small, "--stride", "16"])
+    again = KeptFolder("kept")
+    assert len(again) == 4
+    assert {kept.note.settings["stride"] for kept in again} == {16}  # the latest
+
+
+def test_what_is_made_when_something_ends_it_is_written(photos, small, monkeypatch):
+    plain = program.Keeper._take
+
+    def take(self, picture):
+        if picture.path.name == "b.png":
+            raise KeyboardInterrupt
+        plain(self, picture)
+
+    monkeypatch.setattr(program.Keeper, "_take", take)
+    with pytest.raises(SystemExit):
+        keep(["photos", "--per-file", "9", *small])
+    assert len(KeptFolder("kept")) == 2
+
+
 def test_a_full_disk_leaves_nothing_half_written(photos, small, monkeypatch, capsys):
     plain, written = Path.write_bytes, []
 
@@ -358,7 +384,8 @@ def test_a_full_disk_leaves_nothing_half_written(photos, small, monkeypatch, cap
     monkeypatch.setattr(Path, "write_bytes", full)
     error = refused(["photos", "--recursive", *small], capsys)[-1]
     assert error == (
-        "error: kept cannot be written (No space left on device): make room and run again, what is kept is not made again"
+        "error: kept cannot be written (No space left on device): make room and run again, what is kept is not made "
+        "again"
     )
     assert len(files()) == 2
     assert not KeptFolder("kept").damaged
@@ -527,7 +554,9 @@ def test_eval_refuses_features_that_are_missing_or_others(data, evaluate, settin
 
     assert "features kept: there is no such folder" in error("--features", "kept")
     keep(["--config", "voc20", *settings, "-o", "kept", "--limit", "2"])
-    assert re.search(r"kept has no features of 1 images, such as .*: keep them by clearclip features --config ", error("--features", "kept"))  # fmt: skip
+    missing = error("--features", "kept")
+    assert "kept has no features of 1 images, such as " in missing
+    assert "keep them by clearclip features --config " in missing
     assert evaluate("--features", "kept", "--limit", "2")["images"] == 2
     keep(["--config", "voc20", *settings, "-o", "kept"])
     assert "was kept with method ClearCLIP, not NACLIP" in error("--features", "kept", "--method", "NACLIP")

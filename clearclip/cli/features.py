@@ -16,7 +16,7 @@ from clearclip.errors import UserError, program
 from clearclip.paths import check_writable
 
 if TYPE_CHECKING:
-    from clearclip.features import KeptFolder, Origin
+    from clearclip.features import KeptFeatures, KeptFolder, Origin
     from clearclip.segmenter import Segmenter
     from clearclip.view import View
 
@@ -29,6 +29,10 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, folders or globs")
     parser.add_argument("--recursive", action="store_true", help="read folders with all folders in them")
     parser.add_argument("-o", "--output", default="features", metavar="DIR", help="where files go (default: features)")
+    parser.add_argument(
+        "--per-file", type=positive, default=1, metavar="N",
+        help="pictures in a file, so many of whose features are then in memory (default: 1)",
+    )  # fmt: skip
     parser.add_argument("--fresh", action="store_true", help="make again what is kept already")
     model = parser.add_argument_group("how")
     model.add_argument("--method", help=f"see segment --list (default: {USUAL['method']}, or the config's)")
@@ -76,16 +80,25 @@ class Keeper:
     status: Status
     max_pixels: int = MAX_PIXELS
     fresh: bool = False
-    made: list[Path] = field(default_factory=list)
+    per_file: int = 1
+    made: int = 0
+    bytes: int = 0
     there: int = 0
     failed: list[Picture] = field(default_factory=list)
     _batch: list[tuple[Picture, "View", "Origin"]] = field(default_factory=list)
+    _unwritten: "list[KeptFeatures]" = field(default_factory=list)
 
     def keep(self, pictures: Sequence[Picture]) -> None:
-        """Keep all of them. One that cannot be read costs no other."""
+        """Keep all of them. One that cannot be read costs no other; what is made when something ends it is written."""
+        try:
+            self._keep(pictures)
+        finally:
+            self._write()
+
+    def _keep(self, pictures: Sequence[Picture]) -> None:
         begin = time.perf_counter()
         for picture in pictures:
-            done = len(self.made) + len(self.failed)
+            done = self.made + len(self._unwritten) + len(self.failed)
             pace = f", {(time.perf_counter() - begin) / done:.2f} s each" if done else ""
             self.status.say(f"{len(pictures)} pictures: {done + self.there} done{pace}")
             try:
@@ -137,13 +150,23 @@ class Keeper:
                 raise
             return self._fail(pictures, f"not enough memory for {pictures[0].path}: give a smaller --short-side")
         for kept in made:
-            try:
-                self.made.append(self.folder.add(kept))
-            except OSError as error:
-                raise UserError(
-                    f"{self.folder.folder} cannot be written ({error.strerror}): make room and run again, what is kept "
-                    "is not made again"
-                ) from None
+            self._unwritten.append(kept)
+            if len(self._unwritten) == self.per_file:
+                self._write()
+
+    def _write(self) -> None:
+        """Write what is made into a file."""
+        several, self._unwritten = self._unwritten, []
+        if not several:
+            return
+        try:
+            self.bytes += self.folder.add(*several).stat().st_size
+        except OSError as error:
+            raise UserError(
+                f"{self.folder.folder} cannot be written ({error.strerror}): make room and run again, what is kept is "
+                "not made again"
+            ) from None
+        self.made += len(several)
 
     def _fail(self, pictures: Sequence[Picture], reason: str) -> None:
         self.failed += pictures
@@ -205,12 +228,11 @@ def keep(arguments: argparse.Namespace, status: Status) -> None:
     folder = KeptFolder(arguments.output)
     for reason in folder.damaged.values():
         status.note(f"made anew: {reason}")
-    keeper = Keeper(segmenter, folder, status, arguments.max_pixels, arguments.fresh)
+    keeper = Keeper(segmenter, folder, status, arguments.max_pixels, arguments.fresh, arguments.per_file)
     keeper.keep(pictures)
     status.clear()
-    size = sum(path.stat().st_size for path in keeper.made) / 1e6
     there = f", {keeper.there} were there already" if keeper.there else ""
-    print(f"{folder.folder}: features of {len(keeper.made)} pictures ({size:.1f} MB){there}")
+    print(f"{folder.folder}: features of {keeper.made} pictures ({keeper.bytes / 1e6:.1f} MB){there}")
     if keeper.failed:
         status.note(f"{len(keeper.failed)} of {len(pictures)} pictures could not be read")
         if len(keeper.failed) == len(pictures) or any(one.named for one in keeper.failed):
