@@ -392,22 +392,29 @@ def test_a_full_disk_leaves_nothing_half_written(photos, small, monkeypatch, cap
     monkeypatch.undo()
 
 
-def test_two_thousand_pictures_fit_as_one_batch_does(tmp_path, small, monkeypatch):
-    """Pictures and features are let go of: never more are alive than a batch of windows and the one that is read."""
-    for number in range(30):
+def test_no_more_than_a_batch_is_in_memory(tmp_path, small, monkeypatch):
+    """Pictures and features are let go of: what is alive when one is read is that one and a batch at most."""
+    for number in range(12):
         write(tmp_path / f"many/{number}.png", 80, 80, seed=number)
-    alive, most = weakref.WeakSet(), []
-    plain = program.Keeper._take
+    views, made, most = [], [], []
+    take, write_file = program.Keeper._take, KeptFolder.add
 
-    def take(self, picture):
-        plain(self, picture)
-        alive.update(view.original.untyped_storage() for _, view, _ in self._batch)
+    def take_and_count(self, picture):
+        take(self, picture)
+        views.append(weakref.ref(self._batch[-1][1]))
         gc.collect()
-        most.append(len(alive))
+        most.append((sum(one() is not None for one in views), sum(one() is not None for one in made)))
 
-    monkeypatch.setattr(program.Keeper, "_take", take)
+    def add_and_count(self, *several):
+        made.extend(map(weakref.ref, several))
+        return write_file(self, *several)
+
+    monkeypatch.setattr(program.Keeper, "_take", take_and_count)
+    monkeypatch.setattr(KeptFolder, "add", add_and_count)
     keep(["many", *small])
-    assert max(most) <= 2  # a picture has four windows, a batch on a CPU too
+    assert len(views) == len(made) == 12
+    assert max(views for views, _ in most) == 1  # a picture has four windows, as many as a batch on a CPU
+    assert max(made for _, made in most) <= 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What `clearclip segment` is given: pictures, kept features, videos, cameras and names, checked before all else."""
 
+import glob
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -52,8 +53,8 @@ def find_inputs(given: Sequence[str], recursive: bool = False) -> Inputs:
             films.append(int(text))
         elif text.lower().endswith(VIDEO_SUFFIXES) and os.path.isfile(text):
             films.append(Path(text))
-        elif is_kept(text) and os.path.isfile(text):
-            kept += kept_in(text)
+        elif is_kept(text) and (paths := _files(text)):
+            kept += [one for path in paths for one in kept_in(path)]
         elif os.path.isdir(text) and (folder := KeptFolder(text)) and not _holds_pictures(text, recursive):
             kept += folder
             skipped += [Skipped(path, "damaged features") for path in folder.damaged]
@@ -64,6 +65,11 @@ def find_inputs(given: Sequence[str], recursive: bool = False) -> Inputs:
     pictures, others = find_pictures(rest, recursive)
     named = frozenset(Path(text) for text in rest) & frozenset(pictures)
     return Inputs(pictures, named, films, kept, [*skipped, *others])
+
+
+def _files(text: str) -> list[str]:
+    """The files that a path or a glob names."""
+    return [text] if os.path.isfile(text) else sorted(glob.glob(text, recursive=True))
 
 
 def _holds_pictures(folder: str, recursive: bool) -> bool:
