@@ -145,6 +145,8 @@ class Keeper:
         pictures, views, origins = zip(*batch)
         try:
             made = keep_views(self.segmenter, views, origins)
+        except UserError as error:
+            return self._fail(pictures, str(error))
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise

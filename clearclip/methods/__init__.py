@@ -21,7 +21,8 @@ class Method:
     - `scores(trunk, text)`: where text takes part before there are features;
     - `image_features(view)`: features of the whole image, from those of all its windows, their places and the image
       at its own size; `view.stitch(self.window_features(view))` are the stitched features of its windows;
-    - `image_scores(view, text)`: the same where text takes part.
+    - `image_scores(view, text)`: the same where text takes part;
+    - `compare(features, text)`: besides features, where scores are made of them in another way than by their cosine.
 
     Attributes:
         backbone: whose trunks it reads.
