@@ -20,7 +20,8 @@ from torch import Tensor
 
 from clearclip.errors import UserError
 from clearclip.images import MAX_PIXELS, read_image
-from clearclip.segmenter import Segmenter, grid_step, scores_features
+from clearclip.look import scores_features
+from clearclip.segmenter import Segmenter, grid_step
 from clearclip.text import embed_names
 from clearclip.vocabulary import Vocabulary
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from clearclip.errors import UserError
 from clearclip.features import KeptFeatures, Note, Origin
 from clearclip.images import MAX_PIXELS, read_image
+from clearclip.look import check_finite, each_window
 from clearclip.methods import check_features
 from clearclip.segmentation import version
-from clearclip.segmenter import Segmenter, check_finite, each_window
+from clearclip.segmenter import Segmenter
 from clearclip.trunk import Trunk
 from clearclip.view import View
 

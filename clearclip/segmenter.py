@@ -2,13 +2,9 @@
 
 import functools
 import json
-import logging
-import math
 import os
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,30 +14,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clearclip import windows
-from clearclip.backbones import Backbone, choose_device, choose_precision, load_backbone
+from clearclip.backbones import Backbone, load_backbone
 from clearclip.calibration import Calibration
 from clearclip.decode import Decoded, LabelDecoder
+from clearclip.embedder import Embedder
 from clearclip.errors import UserError
 from clearclip.features import KeptFeatures, KeptFolder, KeptView, is_kept, load_kept
 from clearclip.images import LONG_SIDE, MAX_PIXELS, image_size, read_image, resize_patches, resize_short, resized_shape
-from clearclip.methods import Method, check_features, check_scores
+from clearclip.look import Dense, Look, check_finite, fitting_windows, look_together
+from clearclip.methods import Method
 from clearclip.other import OtherWords, read_other, set_apart
 from clearclip.refine import Refinement
 from clearclip.registry import Choice
 from clearclip.segmentation import Segmentation, Similarities, version
+from clearclip.settings import check_loaded, check_settings
 from clearclip.spec import Spec
-from clearclip.text import Queries, TextEmbeddings, check_told_apart, embed_names
-from clearclip.trunk import Trunk
+from clearclip.text import Queries, TextEmbeddings
 from clearclip.view import View
 from clearclip.vocabulary import Vocabulary
 from clearclip.windows import Maps, Stitcher
 
-log = logging.getLogger(__name__)
-
-RESIZERS = ("cv2", "device", "pil")
-WINDOW_BATCH = {"mps": 8, "cpu": 4}
 UNKNOWN_SIDE = 1024  # of windows that are whole images of any size
-MOST_WINDOWS = 256  # at once on a GPU, whose matrix products gain nothing from more
 AUTO = "auto"
 
 
@@ -147,14 +140,7 @@ class Segmenter:
                 "not make its scores; use it after another method, such as ClearCLIP"
             )
         self.device = backbone.device
-        self.templates = templates
-        if text_embeddings is not None and not isinstance(text_embeddings, TextEmbeddings):
-            text_embeddings = TextEmbeddings.load(text_embeddings)
-        if text_embeddings is not None:
-            text_embeddings.check(backbone)
-        self.text_embeddings, self.text_names = text_embeddings, text_names
-        self._embedded: dict[tuple[str, ...], TextEmbeddings] = {}
-        self._told_apart: Vocabulary | None = None
+        self.embedder = Embedder(backbone, templates, text_embeddings, text_names)
         self._decoder: tuple[tuple[Any, ...], LabelDecoder] | None = None
         self.resizer, self.short_side, self.long_side = resize, short_side, long_side
         self.crop, self.stride = crop, stride
@@ -278,7 +264,7 @@ class Segmenter:
             yield batch
 
     def result(
-        self, view: View, dense: "Dense", queries: Queries, decoder: LabelDecoder, scores: bool, source: Any = None
+        self, view: View, dense: Dense, queries: Queries, decoder: LabelDecoder, scores: bool, source: Any = None
     ) -> Segmentation:
         """What is handed to the user for one image. Raises UserError where scores are not finite."""
         check_finite(self.method, bool(dense.finite))
@@ -333,9 +319,9 @@ class Segmenter:
     @property
     def about(self) -> dict[str, Any]:
         """What makes its results, in words and numbers."""
-        text = "text student" if self.backbone.text_stand_in else self.templates
-        if self.text_embeddings is not None:
-            text = self.text_embeddings.note or "text embeddings"
+        text = "text student" if self.backbone.text_stand_in else self.embedder.templates
+        if self.embedder.embeddings is not None:
+            text = self.embedder.embeddings.note or "text embeddings"
         return dict(
             method="+".join([self.spec, *(type(one).__name__ for one in self.given)]),
             backbone=self.backbone.name,
@@ -359,11 +345,11 @@ class Segmenter:
                 raise UserError("a calibration holds for its own names alone; leave out other, or the calibration")
             self.calibration.check_names(vocabulary.names)
         if words is None:
-            text, query_class = self._text(vocabulary, self.method.words)
+            text, query_class = self.embedder.text(vocabulary, self.method.words)
             return self._queries(text, query_class, vocabulary.classes)
         called, own, rest = set_apart(vocabulary)
-        text, query_class = self._text(rest, self.method.words)
-        against = self._other_text(own, words, rest.queries, text[: len(query_class)])
+        text, query_class = self.embedder.text(rest, self.method.words)
+        against = self.embedder.other(own, words, rest.queries, text[: len(query_class)])
         text = torch.cat([against, text])
         query_class = (*[0] * len(against), *(index + 1 for index in query_class))
         return self._queries(text, query_class, (called, *rest.classes), everything_else=True)
@@ -375,38 +361,6 @@ class Segmenter:
         text = text.to(self.device)
         prepared = self.method.prepare(text, query_class, self.logit_scale)
         return Queries(text[: len(query_class)], query_class, names, prepared, everything_else)
-
-    def _text(self, vocabulary: Vocabulary, words: Sequence[str]) -> tuple[Tensor, tuple[int, ...]]:
-        """The text [Q + W, dim] of a vocabulary's names, W words after them, and the class of each of the Q."""
-        if self.text_embeddings is not None:
-            text, query_class = self.text_embeddings.select(vocabulary, self.text_names)
-            text = torch.cat([text, self.text_embeddings.rows(words)]) if words else text
-        else:
-            text, query_class = self._embed((*vocabulary.queries, *words)), vocabulary.query_class
-        if vocabulary != self._told_apart:  # once: images come one by one
-            check_told_apart(vocabulary, text[: len(query_class)], query_class)
-            self._told_apart = vocabulary
-        return text, query_class
-
-    def _other_text(self, own: tuple[str, ...], words: OtherWords, names: Sequence[str], text: Tensor) -> Tensor:
-        """The text [W, dim] of what else there is: `own` words of that class, and those that mean none of `names`."""
-        if self.text_embeddings is not None:
-            words = words.among(self.text_embeddings)
-            own = tuple(name for name in own if name in self.text_embeddings)
-            mine, against = self.text_embeddings.rows(own), self.text_embeddings.rows(words.words)
-        else:
-            mine, against = self._embed(own), self._embed(words.words)
-        return torch.cat([mine, against[words.kept(names, text, against)]])
-
-    def _embed(self, names: tuple[str, ...]) -> Tensor:
-        """[Q, dim]. The last two are kept: images come one by one, and the cache on disk may be one not to write to."""
-        if not names:
-            return torch.empty(0, self.backbone.dim)
-        if names not in self._embedded:
-            while len(self._embedded) > 2:
-                self._embedded.pop(next(iter(self._embedded)))
-            self._embedded[names] = embed_names(self.backbone, names, self.templates)
-        return self._embedded[names].embeddings
 
     def decoder(self, queries: Queries) -> LabelDecoder:
         """What turns maps into labels for these queries, as the method wants it."""
@@ -476,12 +430,12 @@ class Segmenter:
         labels = [self.decode(view, dense, queries, decoder).labels for view, dense in zip(views, seen)]
         return labels, torch.stack([dense.finite for dense in seen]).all()
 
-    def look(self, views: Sequence[View], queries: Queries, features: bool = False) -> list["Dense"]:
+    def look(self, views: Sequence[View], queries: Queries, features: bool = False) -> list[Dense]:
         """What the method makes of each image, windows of all images in common batches; with `features`, these too."""
-        return look_together([(self, queries)], views, features)[0]
+        return see_together([(self, queries)], views, features)[0]
 
     @torch.inference_mode()
-    def maps(self, view: View, dense: "Dense", queries: Queries) -> Maps:
+    def maps(self, view: View, dense: Dense, queries: Queries) -> Maps:
         """What the decoder reads for a view: scores and the operators that bring them to its shape, refined."""
         if dense.whole:
             maps = self.stitcher.resized(dense.scores, view.shape)
@@ -492,7 +446,7 @@ class Segmenter:
         return maps
 
     @torch.inference_mode()
-    def decode(self, view: View, dense: "Dense", queries: Queries, decoder: LabelDecoder) -> Decoded:
+    def decode(self, view: View, dense: Dense, queries: Queries, decoder: LabelDecoder) -> Decoded:
         """What the decoder makes of a view, refined."""
         return self.decoded(view, self.maps(view, dense, queries), decoder)
 
@@ -504,179 +458,26 @@ class Segmenter:
             decoded = refinement.labels(view, decoded)
         return decoded
 
-    def _scores(self, queries: Queries, trunk: Trunk) -> Tensor:
-        scores = self.method.scores(trunk, queries.for_scores)
-        return check_scores(self.method, scores, (trunk.images.shape[0], len(queries.text)))
-
-    def _features(self, trunk: Trunk) -> Tensor:
-        features = trunk.once(self.method, lambda: self.method.features(trunk))
-        return check_features(self.method, features, trunk.images.shape[0]).float()
-
     @property
     def sees_images(self) -> bool:
         """Whether the method, or what refines its features, works on whole images."""
         return self.method.sees_images or bool(self.of_features)
 
-    def _look_at(self, view: View, queries: Queries, features: bool) -> "Dense":
-        if self.method.compares_features:
-            seen = check_features(self.method, self.method.image_features(view)).float()
-            return self._of_image(view, seen, queries, features)
-        scores = check_scores(self.method, self.method.image_scores(view, queries.for_scores), (len(queries.text),))
-        if not features:
-            return Dense(scores, None, whole=True)
-        seen = F.normalize(check_features(self.method, self.method.image_features(view)).float(), dim=-1)
-        return Dense(scores, seen, whole=True)
 
-    def _of_image(self, view: View, seen: Tensor, queries: Queries, features: bool) -> "Dense":
-        """Of the features [h, w, dim] of a whole image."""
-        for refinement in self.of_features:
-            seen = refinement.features(view, seen)
-        return Dense(
-            self._compared(seen[None], queries)[0], F.normalize(seen, dim=-1) if features else None, whole=True
-        )
-
-    def _remember(self, view: KeptView, queries: Queries, features: bool) -> "Dense":
-        """Of kept features, as if the network had made them now."""
-        seen = view.features
-        if view.kept.whole or self.of_features:
-            return self._of_image(view, seen if view.kept.whole else view.stitch(seen), queries, features)
-        unit = F.normalize(view.stitch(seen), dim=-1) if features else None
-        return Dense(self._compared(seen, queries), unit, whole=False)
-
-    def _compared(self, features: Tensor, queries: Queries) -> Tensor:
-        """Scores [B, Q, h, w] of features [B, h, w, dim]."""
-        scores = self.method.compare(features, queries.for_scores)
-        return check_scores(self.method, scores, (len(features), len(queries.text)))
-
-
-@dataclass(frozen=True)
-class Dense:
-    """What a method makes of one image.
-
-    Attributes:
-        scores: [n, Q, h, w] of its windows or, `whole`, [Q, h, w] of the image.
-        features: [h, w, dim] unit patch features, or None where they were not asked for.
-        finite: a tensor, whether all scores are.
-    """
-
-    scores: Tensor
-    features: Tensor | None
-    whole: bool
-
-    @functools.cached_property
-    def finite(self) -> Tensor:
-        return self.scores.isfinite().all()
-
-
-def fitting_windows(backbone: Backbone, side: int) -> int:
-    """How many square windows of `side` pixels the device is to see at once: on a GPU by its free memory."""
-    if backbone.device.type != "cuda":
-        return WINDOW_BATCH[backbone.device.type]
-    free, _ = torch.cuda.mem_get_info(backbone.device)
-    return max(1, min(MOST_WINDOWS, free // 2 // window_bytes(backbone, side)))
-
-
-def window_bytes(backbone: Backbone, side: int) -> int:
-    """What a square window may need: every block's tokens, a block's wide layers, and its attention, twice, float32."""
-    tokens = (side // backbone.patch_size) ** 2 + backbone.prefix_tokens
-    heads, depth = backbone.blocks[0].heads, len(backbone.blocks)
-    return tokens * ((depth + 16) * backbone.width * backbone.dtype.itemsize + 2 * heads * tokens * 4)
-
-
-def look_together(
+def see_together(
     seers: Sequence[tuple[Segmenter, Queries]], views: Sequence[View], features: bool = False
 ) -> list[list[Dense]]:
-    """What several segmenters, each with its queries, make of the same images: `[segmenter][image]`.
+    """What several segmenters, each with its queries, make of the same images, see `look_together`.
 
-    They are of one backbone and one geometry of windows, that of the views. What they share is computed once: the
-    blocks of the network, a method's features for several vocabularies, its scores for several thresholds.
-
-    Where memory does not hold a batch of windows, it is halved until it does, for the images to come too.
+    Where memory was too small for `window_batch` windows at once, images to come are looked at in smaller batches.
     """
-    batch = wanted = views[0].window_batch if views else 1
-    while True:
-        try:
-            seen = _look_together(seers, views, features)
-            break
-        except torch.OutOfMemoryError:
-            if batch == 1:
-                raise
-        # Here, where the error no longer holds the memory of what failed.
-        batch = max(1, min(batch, sum(len(view.plan) for view in views)) // 2)
-        for view in views:
-            view.take_smaller_batches(batch)
-        if views[0].backbone.device.type == "cuda":
-            torch.cuda.empty_cache()
-    if batch < wanted:
+    looks = [Look(segmenter.method, segmenter.of_features, queries) for segmenter, queries in seers]
+    wanted = [view.window_batch for view in views]
+    seen = look_together(looks, views, features)
+    if wanted != [view.window_batch for view in views]:
         for segmenter, _ in seers:
-            segmenter.window_batch = batch
-        log.warning("memory does not hold %d windows at once: from here on %d (option window_batch)", wanted, batch)
+            segmenter.window_batch = views[0].window_batch
     return seen
-
-
-@torch.inference_mode()
-def _look_together(
-    seers: Sequence[tuple[Segmenter, Queries]], views: Sequence[View], features: bool = False
-) -> list[list[Dense]]:
-    keys = [(segmenter.method, id(queries.for_scores), segmenter.of_features) for segmenter, queries in seers]
-    by_image: dict[Hashable, list[Dense]] = {}
-    functions: dict[Hashable, Callable[[Trunk], Tensor]] = {}
-    for key, (segmenter, queries) in dict(zip(keys, seers)).items():
-        if kept := [view for view in views if isinstance(view, KeptView)]:  # all or none, see `_batches`
-            by_image[key] = [segmenter._remember(view, queries, features) for view in kept]
-            continue
-        if segmenter.sees_images:
-            by_image[key] = [segmenter._look_at(view, queries, features) for view in views]
-            continue
-        functions[key] = functools.partial(segmenter._scores, queries)
-        if features:
-            functions[key, "features"] = segmenter._features
-    methods = {segmenter.method for segmenter, _ in seers}
-    shared = {block for method in methods for block in method.blocks} if len(methods) > 1 else ()
-    by_window = dict(zip(functions, zip(*each_window(views, list(functions.values()), shared)))) if functions else {}
-
-    def dense(key: Hashable, index: int) -> Dense:
-        if key in by_image:
-            return by_image[key][index]
-        seen = by_window[key, "features"][index] if features else None
-        unit = None if seen is None else F.normalize(views[index].stitch(seen), dim=-1)
-        return Dense(by_window[key][index], unit, whole=False)
-
-    return [[dense(key, index) for index in range(len(views))] for key in keys]
-
-
-def each_window(
-    views: Sequence[View], functions: Sequence[Callable[[Trunk], Tensor]], keep: Collection[int] = ()
-) -> list[list[Tensor]]:
-    """What each function makes of the windows of each image, `[view][function]`, windows first.
-
-    Windows of one shape go through the backbone in common batches, whatever image they are of; all functions read
-    one trunk. `keep` names the blocks that more than one of them reads.
-    """
-    results: list[list[Tensor]] = [[] for _ in views]
-    for shape in dict.fromkeys(view.plan.window_shape for view in views):
-        members = [i for i, view in enumerate(views) if view.plan.window_shape == shape]
-        first = views[members[0]]
-        stacked = torch.cat([windows.cut(views[i].pixels, views[i].plan) for i in members])
-        trunks = (first.backbone.trunk(batch, keep) for batch in stacked.split(first.window_batch))
-        batches = [[function(trunk) for function in functions] for trunk in trunks]
-        for parts in zip(*batches):
-            for i, part in zip(members, torch.cat(parts).split([len(views[i].plan) for i in members])):
-                results[i].append(part)
-    return results
-
-
-def _file_name(image: Any) -> str | None:
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
-
-
-def check_finite(method: Method, finite: bool) -> None:
-    """Raise UserError where scores were not finite."""
-    if not finite:
-        raise UserError(
-            f"method {type(method).__name__} gives scores that are not finite: use precision fp32, and weights and "
-            "options without NaN or infinity"
-        )
 
 
 def grid_step(shape: tuple[int, int], pixels: int = 2000) -> int:
@@ -684,45 +485,5 @@ def grid_step(shape: tuple[int, int], pixels: int = 2000) -> int:
     return max(1, round((shape[0] * shape[1] / pixels) ** 0.5))
 
 
-def scores_features(method: Method) -> bool:
-    """Whether a method's scores are nothing but the cosine of its features and the text."""
-    return method.compares_features and type(method).compare is Method.compare
-
-
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise UserError naming a setting that no `Segmenter` can have.
-
-    Looks at those of `short_side`, `long_side`, `crop`, `stride`, `window_batch` (None: by the device), `logit_scale`
-    or `temperature`, `threshold`, `area_threshold`, `resize` and `two_steps` that are there.
-    """
-    settings = {key: value for key, value in settings.items() if (key, value) != ("window_batch", None)}
-    for key, least in (("short_side", 0), ("long_side", 1), ("crop", 0), ("stride", 0), ("window_batch", 1)):
-        value = settings.get(key, least)
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise UserError(f"{key} must be a whole number from {least} on, not {value!r}")
-    for key in ("logit_scale", "temperature", "threshold", "area_threshold"):
-        value = settings.get(key, 1)
-        number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        if key in ("logit_scale", "temperature") and not (number and value > 0):
-            raise UserError(f"{key} must be a number above 0, not {value!r}")
-        if key.endswith("threshold") and not (number and 0 <= value <= 1):
-            raise UserError(f"{key} must be a number within 0..1, not {value!r}")
-    if settings.get("crop") and "stride" in settings and not 0 < settings["stride"] <= settings["crop"]:
-        raise UserError(
-            f"stride {settings['stride']} must be between 1 and the crop, {settings['crop']}: else pixels are left out"
-        )
-    if settings.get("resize", "cv2") not in RESIZERS:
-        raise UserError(f"unknown resize {settings['resize']!r}; use one of {', '.join(RESIZERS)}")
-    if not isinstance(settings.get("two_steps", False), bool):
-        raise UserError(f"two_steps must be True or False, not {settings['two_steps']!r}")
-
-
-def check_loaded(backbone: Backbone, device: str, precision: str, compile: bool) -> None:
-    """Raise UserError where a setting contradicts a loaded backbone. The defaults contradict nothing."""
-    for key, wanted, loaded in (
-        ("device", device != "auto" and choose_device(device), backbone.device),
-        ("precision", precision != "auto" and choose_precision(precision, backbone.device), backbone.dtype),
-        ("compile", compile, backbone.compiled),
-    ):
-        if wanted and wanted != loaded:
-            raise UserError(f"{key} {wanted} is not that of the loaded backbone, {loaded}; load it so, or leave it out")
+def _file_name(image: Any) -> str | None:
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else None

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from clearclip.errors import UserError
+from clearclip.look import Dense
 from clearclip.paths import atomic_write
 from clearclip.segmentation import Segmentation
-from clearclip.segmenter import Dense, Segmenter
+from clearclip.segmenter import Segmenter
 from clearclip.visualize.canvas import paste, text_size
 from clearclip.visualize.legend import legend_panel
 from clearclip.vocabulary import Vocabulary

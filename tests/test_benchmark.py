@@ -185,3 +185,28 @@ def test_the_ablation_has_twenty_cells():
     from benchmarking.passes import ABLATION
 
     assert len({*ABLATION}) == 20
+
+
+def test_a_large_picture_from_its_file_to_files(tiny_backbone, tmp_path, capsys):
+    from benchmarking import large
+
+    with torch.inference_mode():
+        rows = large.run(tiny_backbone, 0.03, tmp_path)
+    assert [row["stage"] for row in rows][-3:] == ["overlay", "overlay's file", "label map's file"]
+    assert all(row["seconds"] > 0 for row in rows)
+    assert {"overlay.png", "labels.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert "times the network" in capsys.readouterr().out
+
+
+def test_refinements_beside_the_floor_of_their_arithmetic(tiny_backbone, monkeypatch, capsys):
+    from benchmarking import refinements
+
+    monkeypatch.setitem(inputs.CASES, "VOC20", inputs.Case("VOC20", 60, 80, 5))
+    monkeypatch.setattr(refinements, "LARGE", 64)
+    monkeypatch.setattr(refinements, "METHODS", ("ClearCLIP",))
+    with torch.inference_mode():
+        rows = refinements.run(tiny_backbone)
+    assert [row["stage"] for row in rows] == [*refinements.OPERATIONS, "ClearCLIP", "PAMR"]
+    for row in rows[:-1]:
+        assert row["ratio"] == pytest.approx(row["seconds"] / row["floor_s"])
+    assert "PAMR, 847 classes" in capsys.readouterr().out

@@ -322,7 +322,7 @@ def test_segmenter_embeds_the_words(golden, tiny_backbone):
     assert_near(segmenter.look([view], queries)[0].scores, expected)
     without = Segmenter("CLIPer", tiny_backbone, text_embeddings=TextEmbeddings(tuple(names), text[:5]), **settings)
     assert (without(image, names, scores=True).scores != segmenter(image, names, scores=True).scores).any()
-    segmenter.text_embeddings = TextEmbeddings(tuple(names), text[:5])
+    segmenter.embedder.embeddings = TextEmbeddings(tuple(names), text[:5])
     with pytest.raises(UserError, match=r"no row for sky, sea, .* set its option words=None"):
         segmenter.queries(Vocabulary.of(names))
     named = Segmenter("CLIPer:words=background", tiny_backbone, templates=["{}"], **settings)  # by the text tower

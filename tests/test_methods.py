@@ -169,7 +169,7 @@ def test_a_method_on_stitched_features(tiny_backbone, make):
     plain = make(FinalBlock(tiny_backbone), short_side=0)(IMAGE, NAMES, features=True).features
     result = make(Stitched(tiny_backbone), short_side=0)(IMAGE, NAMES, scores=True, features=True)
     np.testing.assert_allclose(result.features, plain[:, ::-1], atol=1e-6)
-    cosines = torch.from_numpy(plain[:, ::-1].copy()) @ make().text_embeddings.embeddings.T  # [6, 8, 7]
+    cosines = torch.from_numpy(plain[:, ::-1].copy()) @ make().embedder.embeddings.embeddings.T  # [6, 8, 7]
     full = F.interpolate(cosines.permute(2, 0, 1)[None], (96, 128), mode="bilinear")[0]
     torch.testing.assert_close(torch.from_numpy(result.scores), (50 * full).softmax(dim=0), rtol=1e-3, atol=1e-4)
 

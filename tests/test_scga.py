@@ -9,7 +9,7 @@ from clearclip.decode import Decoded
 from clearclip.errors import UserError
 from clearclip.refine import Refinement
 from clearclip.refine.scga import SCGA, aggregate
-from clearclip.segmenter import look_together
+from clearclip.segmenter import see_together
 from clearclip.vocabulary import Vocabulary
 
 NAMES = list("abcdefg")
@@ -96,7 +96,7 @@ def test_one_pass_for_several(make, image):
     plain, refined = (make(method, refinements=r) for r in ((), [SCGA(method.backbone)]))
     queries = plain.queries(Vocabulary.of(NAMES))
     views = [plain.view(image)]
-    together = look_together([(plain, queries), (refined, queries)], views)
+    together = see_together([(plain, queries), (refined, queries)], views)
     for segmenter, (dense,) in zip((plain, refined), together):
         alone = segmenter.look([segmenter.view(image)], queries)[0]
         assert torch.equal(dense.scores, alone.scores)

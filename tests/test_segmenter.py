@@ -245,7 +245,7 @@ def test_the_last_names_are_embedded_once(tiny_backbone, monkeypatch):
         seen.append(names)
         return embed_names(backbone, names, templates)
 
-    monkeypatch.setattr("clearclip.segmenter.embed_names", embed)
+    monkeypatch.setattr("clearclip.embedder.embed_names", embed)
     segmenter = Segmenter("CLIP", tiny_backbone, templates=["a {}"], short_side=64, crop=0)
     first = segmenter.queries(Vocabulary.of(["cat, kitten", "dog"]))
     regrouped = segmenter.queries(Vocabulary.of(["cat", "kitten, dog"]))

@@ -155,7 +155,7 @@ def test_the_whole_road(make, vit_weights, sam_weights):
     result = segmenter(image, list("abcdefg"), scores=True, features=True)
     assert result.labels.shape == (70, 90)
     assert result.features.shape == (3, 4, 48)  # SAM's grid: 70 × 90 becomes 80 × 96, then 53 × 64
-    scores = torch.from_numpy(result.features) @ segmenter.text_embeddings.embeddings.T
+    scores = torch.from_numpy(result.features) @ segmenter.embedder.embeddings.embeddings.T
     full = F.interpolate(scores.permute(2, 0, 1)[None], size=(70, 90), mode="bilinear")[0]
     close(torch.from_numpy(result.scores), (50 * full).softmax(dim=0))
     for other in (",cos_factor=0", ",halves=True", ",keep_negative=False,cos_factor=3", ",beta=0"):

@@ -7,7 +7,7 @@ import torch
 from conftest import assert_near, features, picture
 
 from clearclip.methods import create_method
-from clearclip.segmenter import look_together
+from clearclip.segmenter import see_together
 from clearclip.trunk import Trunk
 from clearclip.vocabulary import Vocabulary
 
@@ -198,7 +198,7 @@ def test_segmenters_on_the_same_images_share_the_blocks(make, calls):
     views = [segmenters[0].view(image)]
     alone = [segmenter.look(views, given)[0] for segmenter, given in zip(segmenters, queries)]
     calls.clear()
-    together = look_together(list(zip(segmenters, queries)), views)
+    together = see_together(list(zip(segmenters, queries)), views)
     assert passes(calls) == [0, 1, 2, 3, 4]
     for (dense,), expected in zip(together, alone):
         torch.testing.assert_close(dense.scores, expected.scores, rtol=1e-4, atol=1e-5)

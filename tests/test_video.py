@@ -9,7 +9,7 @@ import torch
 from conftest import picture
 
 from clearclip.errors import UserError
-from clearclip.segmenter import Dense
+from clearclip.look import Dense
 from clearclip.video import Film, Frames, Smoother, segment_frames
 
 

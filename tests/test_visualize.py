@@ -270,7 +270,9 @@ def test_a_name_too_long_for_its_region_is_left_to_the_legend():
 # Legends
 
 
-def test_areas_count_classes_and_what_is_ignored():
+@pytest.mark.parametrize("exact", [1 << 24, 4])
+def test_areas_count_classes_and_what_is_ignored(exact, monkeypatch):
+    monkeypatch.setattr("clearclip.visualize.labels.EXACT", exact)
     labels = np.array([[0, 0, 2], [255, 2, 2]])
     assert areas(labels, 3).tolist() == [2, 0, 3, 1]
     assert areas(np.where(labels == 255, 65535, labels), 300)[[0, 2, 255, 300]].tolist() == [2, 3, 0, 1]

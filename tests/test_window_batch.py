@@ -7,8 +7,9 @@ from conftest import picture
 
 from clearclip import Vocabulary
 from clearclip.evaluation import passes
+from clearclip.look import MOST_WINDOWS, fitting_windows
 from clearclip.methods.final_block import FinalBlock
-from clearclip.segmenter import MOST_WINDOWS, fitting_windows, look_together
+from clearclip.segmenter import see_together
 
 NAMES = tuple("abcdefg")
 IMAGES = [picture(80, 112), picture(112, 80, seed=1)]  # of six windows each
@@ -53,7 +54,7 @@ def test_runs_of_a_pass_all_take_smaller_batches(make, tiny_backbone, caplog):
     segmenters = [make(Hungry(tiny_backbone), window_batch=8), make("CLIP", window_batch=8)]
     seers = [(one, one.queries(Vocabulary.of(list(NAMES)))) for one in segmenters]
     views = [segmenters[0].view(torch.from_numpy(image).permute(2, 0, 1)) for image in IMAGES]
-    seen = look_together(seers, views)
+    seen = see_together(seers, views)
     assert [len(images) for images in seen] == [2, 2]
     assert [one.window_batch for one in segmenters] == [2, 2]
     assert [view.window_batch for view in views] == [2, 2]

@@ -28,10 +28,11 @@ from clearclip import windows
 from clearclip.attention import find_term
 from clearclip.errors import UserError
 from clearclip.images import read_image
+from clearclip.look import scores_features
 from clearclip.methods import similarity
 from clearclip.methods.final_block import FinalBlock, rewired
 from clearclip.paths import atomic_write
-from clearclip.segmenter import Segmenter, scores_features
+from clearclip.segmenter import Segmenter
 from clearclip.text import Queries
 from clearclip.trunk import Trunk
 from clearclip.view import View

@@ -150,7 +150,7 @@ def check(arguments: argparse.Namespace, inputs: Inputs, methods: Sequence[str])
     """Raise UserError for what is wrong with options and files: that should not wait for the weights."""
     from clearclip.backbones import choose_device, choose_precision
     from clearclip.images import image_size
-    from clearclip.segmenter import check_settings
+    from clearclip.settings import check_settings
     from clearclip.spec import Spec
 
     check_settings({"short_side": arguments.short_side, "threshold": arguments.threshold})
@@ -174,13 +174,13 @@ def to_embed(segmenter: "Segmenter", vocabulary: "Vocabulary") -> str:
     names = f"{len(vocabulary.queries)} names"
     if segmenter.other:
         names += f" and {len(segmenter.other.words)} words for other"
-    if segmenter.text_embeddings is not None:
+    if segmenter.embedder.embeddings is not None:
         return f"{names}, of a file"
     if segmenter.backbone.text_stand_in:
         return f"{names} by the text student"
     from clearclip.vocabulary import load_templates
 
-    templates = segmenter.templates
+    templates = segmenter.embedder.templates
     count = len(load_templates(templates) if isinstance(templates, str) else templates)
     return f"{names} × {count} templates"
 

@@ -35,7 +35,7 @@ from clearclip.evaluation.run import Run, backbone_settings
 from clearclip.evaluation.shards import Ledger, Share
 from clearclip.features import Kept
 from clearclip.images import orientation
-from clearclip.segmenter import Segmenter, look_together
+from clearclip.segmenter import Segmenter, see_together
 from clearclip.text import Queries
 from clearclip.view import View
 
@@ -335,7 +335,7 @@ def _explained(error: Exception) -> Exception:
 def _count_alike(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]]) -> None:
     start = time.perf_counter()
     views = [_view(works[0], picture, loaded[works[0].position]) for picture, loaded in batch]
-    seen = look_together([(work.segmenter, work.queries) for work in works], views)
+    seen = see_together([(work.segmenter, work.queries) for work in works], views)
     counts: list[Tensor] = []
     extras: list[dict | None] = []
     for work, dense in zip(works, seen):

@@ -20,7 +20,8 @@ from clearclip.errors import UserError, one_line
 from clearclip.evaluation.datasets import DATASETS, check_dataset, whole_size
 from clearclip.images import LONG_SIDE
 from clearclip.paths import atomic_write, safe_component
-from clearclip.segmenter import Segmenter, check_settings
+from clearclip.segmenter import Segmenter
+from clearclip.settings import check_settings
 from clearclip.spec import Spec
 from clearclip.vocabulary import class_lines, load_templates, load_vocabulary, plain
 from clearclip.weights import EMBEDDED

@@ -80,9 +80,13 @@ def propagate(image: Tensor, scores: Tensor, weights: Tensor, steps: int = 25) -
     right = edges(grey[:, 1:] - grey[:, :-1], agreement(probabilities[..., 1:], probabilities[..., :-1]))  # [h, w − 1]
 
     def operator(x: Tensor) -> Tensor:
+        out = anchor * x
         up, left = down * (x[:, 1:] - x[:, :-1]), right * (x[..., 1:] - x[..., :-1])  # what flows back along an edge
-        leaving = F.pad(up, (0, 0, 1, 0)) - F.pad(up, (0, 0, 0, 1)) + F.pad(left, (1, 0)) - F.pad(left, (0, 1))
-        return anchor * x + leaving
+        out[:, 1:] += up
+        out[:, :-1] -= up
+        out[..., 1:] += left
+        out[..., :-1] -= left
+        return out
 
     return conjugate_gradients(operator, anchor * scores, scores, steps)
 

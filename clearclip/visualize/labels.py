@@ -5,15 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
 from clearclip.errors import UserError, one_line
 from clearclip.paths import atomic_write, check_regular
-from clearclip.visualize.canvas import png_text
+from clearclip.visualize.canvas import RUNS, png_text
 from clearclip.visualize.colours import hexadecimal, palette
 
 LEGEND = "clearclip legend"  # keyword of a label map's text
+EXACT = 1 << 24  # of so many pixels OpenCV's counts, float32, are whole numbers
 
 
 def ignored(num_classes: int) -> int:
@@ -39,9 +41,11 @@ def check_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 def areas(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Pixels of each class in labels [..., H, W], and last of those ignored: [C + 1], int64."""
-    labels = check_labels(labels, num_classes)
-    counts = np.bincount(labels.ravel(), minlength=ignored(num_classes) + 1)
-    return np.append(counts[:num_classes], counts[ignored(num_classes)])
+    flat, size = check_labels(labels, num_classes).reshape(-1, 1), ignored(num_classes) + 1
+    parts = (flat[start : start + EXACT] for start in range(0, len(flat), EXACT))
+    each = [cv2.calcHist([part], [0], None, [size], [0, size]).ravel().astype(np.int64) for part in parts]
+    counts = np.sum(each, axis=0)
+    return np.append(counts[:num_classes], counts[-1])
 
 
 def save_label_map(
@@ -71,7 +75,7 @@ def save_label_map(
         picture = Image.fromarray(labels)
     words = json.dumps(legend(labels, names, colours) | dict(info or {}), ensure_ascii=False)
     with atomic_write(path) as temporary:
-        picture.save(temporary, format="PNG", compress_level=6, pnginfo=png_text({LEGEND: words}))
+        picture.save(temporary, format="PNG", compress_level=1, compress_type=RUNS, pnginfo=png_text({LEGEND: words}))
 
 
 def legend(labels: np.ndarray, names: Sequence[str], colours: np.ndarray | None = None) -> dict[str, Any]:

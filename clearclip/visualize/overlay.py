@@ -82,7 +82,7 @@ def paint(pixels: np.ndarray, labels: np.ndarray, colours: np.ndarray, outlined:
     labelled = (labels != ignored(len(colours))).astype(np.uint8)
     table = np.zeros((ignored(len(colours)) + 1, 3), np.uint8)
     table[: len(colours)] = colours
-    tint = table[labels]
+    tint = np.take(table, labels, axis=0)
     if outlined:
         edge = outlines(labels)
         dark = (table * OUTLINE).astype(np.uint8)

@@ -9,7 +9,9 @@ from benchmarking.inputs import make_queries, smooth_image
 from benchmarking.measure import Laps
 from clearclip import visualize
 from clearclip.images import read_image
-from clearclip.segmenter import Dense, Segmenter
+from clearclip.look import Dense
+from clearclip.segmentation import SAVED
+from clearclip.segmenter import Segmenter
 
 CLASSES = 20
 
@@ -52,9 +54,9 @@ def _stages(segmenter, queries, path, folder, lap):
     maps = segmenter.maps(view, Dense(scores, None, whole=False), queries)
     labels = segmenter.decoder(queries).labels(maps).cpu().numpy()
     lap("stitch, labels")
-    overlay = visualize.overlay(array, labels, queries.names)
+    overlay = visualize.overlay(array, labels, queries.names, max_side=SAVED)
     lap("overlay")
-    overlay.save(folder / "overlay.png")
+    visualize.save_picture(overlay, folder / "overlay.png")
     lap("overlay's file")
-    visualize.save_label_map(labels, folder / "labels.png", len(queries.names))
+    visualize.save_label_map(labels, folder / "labels.png", queries.names)
     lap("label map's file")

@@ -15,7 +15,7 @@ from clearclip import windows
 from clearclip.decode import Decoder
 from clearclip.evaluation.segmentor import ClassIoUMetric
 from clearclip.images import read_image
-from clearclip.segmenter import Dense
+from clearclip.look import Dense
 from clearclip.text import embed_names
 
 STAGES = ("decode image", "preprocess", "ViT", "stitch+decode", "metric")
