@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from clearclip.backbones import list_backbones
     from clearclip.config import load_segmenter
     from clearclip.errors import UserError
+    from clearclip.features import KeptFeatures, KeptFolder
+    from clearclip.keeping import keep_features
     from clearclip.methods import list_methods
     from clearclip.segmentation import Segmentation
     from clearclip.segmenter import Segmenter
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "KeptFeatures",
+    "KeptFolder",
     "Segmentation",
     "Segmenter",
     "Spec",
@@ -24,17 +28,21 @@ __all__ = [
     "UserError",
     "Vocabulary",
     "__version__",
+    "keep_features",
     "list_backbones",
     "list_methods",
     "load_segmenter",
 ]
 _MODULES = {
+    "KeptFeatures": "features",
+    "KeptFolder": "features",
     "Segmentation": "segmentation",
     "Segmenter": "segmenter",
     "Spec": "spec",
     "TextEmbeddings": "text",
     "UserError": "errors",
     "Vocabulary": "vocabulary",
+    "keep_features": "keeping",
     "list_backbones": "backbones",
     "list_methods": "methods",
     "load_segmenter": "config",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent
 BASE, DELETE = "_base_", "_delete_"
+NO_SETTINGS = ("type", "vocabulary", "features")  # of a config's model: what its data is, not what its `Segmenter` is
 EVALUATION = "clearclip.evaluation.mmseg"  # what our configs import for MMEngine; it needs MMSegmentation
 
 _VARIABLE = re.compile(
@@ -371,7 +372,7 @@ def load_segmenter(config: str | Path, **overrides: Any) -> "Segmenter":
     loaded = read_config(path)
     try:
         check_pipeline(loaded, path)
-        settings = {key: value for key, value in loaded.model.items() if key not in ("type", "vocabulary")}
+        settings = {key: value for key, value in loaded.model.items() if key not in NO_SETTINGS}
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no benchmark config ({error}); see configs/README.md for the keys") from error
     import_custom_modules(loaded)

@@ -12,7 +12,8 @@ from torch import Tensor
 from clearclip import windows
 from clearclip.backbones import Backbone
 from clearclip.errors import UserError
-from clearclip.methods import Method, check_features, check_scores, similarity
+from clearclip.features import KeptView
+from clearclip.methods import Method, check_features, check_scores
 from clearclip.refine import Refinement
 from clearclip.text import Queries
 from clearclip.trunk import Trunk
@@ -73,17 +74,31 @@ class Look:
 
     def whole(self, view: View, features: bool) -> Dense:
         """Of a whole image; with `features`, these too."""
-        seen: Tensor | None = None
-        if scores_features(self.method):
-            seen = self.image_features(view)
-            for refinement in self.refinements:
-                seen = refinement.features(view, seen)
-            scores = similarity(seen[None], self.queries.for_scores)[0]
-        else:
-            scores = self.method.image_scores(view, self.queries.for_scores)
-            scores = check_scores(self.method, scores, (len(self.queries.text),))
-            seen = self.image_features(view) if features else None
-        return Dense(scores, None if seen is None or not features else F.normalize(seen, dim=-1), whole=True)
+        if self.method.compares_features:
+            return self.refined(view, self.image_features(view), features)
+        scores = self.method.image_scores(view, self.queries.for_scores)
+        scores = check_scores(self.method, scores, (len(self.queries.text),))
+        return Dense(scores, F.normalize(self.image_features(view), dim=-1) if features else None, whole=True)
+
+    def recalled(self, view: KeptView, features: bool) -> Dense:
+        """Of kept features, as if the network had made them now."""
+        seen = view.features
+        if view.kept.whole or self.refinements:
+            return self.refined(view, seen if view.kept.whole else view.stitch(seen), features)
+        unit = F.normalize(view.stitch(seen), dim=-1) if features else None
+        return Dense(self.compared(seen), unit, whole=False)
+
+    def refined(self, view: View, seen: Tensor, features: bool) -> Dense:
+        """Of the features [h, w, dim] of a whole image, which are yet to be refined."""
+        for refinement in self.refinements:
+            seen = refinement.features(view, seen)
+        scores = self.compared(seen[None])[0]
+        return Dense(scores, F.normalize(seen, dim=-1) if features else None, whole=True)
+
+    def compared(self, features: Tensor) -> Tensor:
+        """Scores [B, Q, h, w] of features [B, h, w, dim]."""
+        scores = self.method.compare(features, self.queries.for_scores)
+        return check_scores(self.method, scores, (len(features), len(self.queries.text)))
 
     def image_features(self, view: View) -> Tensor:
         """[h, w, dim], float32."""
@@ -122,7 +137,11 @@ def look_together(looks: Sequence[Look], views: Sequence[View], features: bool =
 def _look_together(looks: Sequence[Look], views: Sequence[View], features: bool) -> list[list[Dense]]:
     by_image: dict[Hashable, list[Dense]] = {}
     functions: dict[Hashable, Callable[[Trunk], Tensor]] = {}
+    kept = [view for view in views if isinstance(view, KeptView)]  # all views or none
     for look in {look.key: look for look in looks}.values():
+        if kept:
+            by_image[look.key] = [look.recalled(view, features) for view in kept]
+            continue
         if look.sees_images:
             by_image[look.key] = [look.whole(view, features) for view in views]
             continue
@@ -166,8 +185,7 @@ def each_window(
 
 def scores_features(method: Method) -> bool:
     """Whether a method's scores are nothing but the cosine of its features and the text."""
-    cls = type(method)
-    return cls.scores is Method.scores and cls.image_scores is Method.image_scores
+    return method.compares_features and type(method).compare is Method.compare
 
 
 def check_finite(method: Method, finite: bool) -> None:

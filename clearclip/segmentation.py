@@ -16,6 +16,7 @@ from PIL import Image
 import clearclip
 from clearclip import coco, visualize
 from clearclip.errors import UserError
+from clearclip.features import Origin
 from clearclip.images import read_image
 from clearclip.paths import atomic_write, check_writable
 from clearclip.visualize.labels import legend
@@ -107,7 +108,7 @@ class Segmentation:
         """[H, W, 3] uint8: the image itself, of a file read once more. Raises UserError where it is not at hand."""
         if self.source is None:
             raise UserError("this Segmentation does not know its image; set `source` to it")
-        pixels = read_image(self.source, max_pixels=None)
+        pixels = self.source.read() if isinstance(self.source, Origin) else read_image(self.source, max_pixels=None)
         if pixels.shape[:2] != self.labels.shape:
             raise UserError(
                 f"{_name(self.source) or 'the image'} is not the image that was segmented, its size differs"

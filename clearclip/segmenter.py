@@ -1,6 +1,7 @@
 """The road from image to labels, in plain PyTorch: resize, windows, scores, stitch, refine, decode."""
 
 import functools
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
@@ -18,11 +19,13 @@ from clearclip.calibration import Calibration
 from clearclip.decode import Decoded, LabelDecoder
 from clearclip.embedder import Embedder
 from clearclip.errors import UserError
+from clearclip.features import KeptFeatures, KeptFolder, KeptView, is_kept, load_kept
 from clearclip.images import LONG_SIDE, MAX_PIXELS, image_size, read_image, resize_patches, resize_short, resized_shape
-from clearclip.look import Dense, Look, check_finite, fitting_windows, look_together, scores_features
+from clearclip.look import Dense, Look, check_finite, fitting_windows, look_together
 from clearclip.methods import Method
 from clearclip.other import OtherWords, read_other, set_apart
 from clearclip.refine import Refinement
+from clearclip.registry import Choice
 from clearclip.segmentation import Segmentation, Similarities, version
 from clearclip.settings import check_loaded, check_settings
 from clearclip.spec import Spec
@@ -128,9 +131,10 @@ class Segmenter:
         self.method: Method
         self.refinements: list[Refinement]
         self.method, own = (method, []) if isinstance(method, Method) else method.create(backbone)
+        self.choice: Choice[Method] | None = method.method if isinstance(method, Spec) else None
         self.given, self.refinements = tuple(refinements), [*own, *refinements]
         self.of_features = tuple(refinement for refinement in self.refinements if refinement.sees_features)
-        if self.of_features and not scores_features(self.method):
+        if self.of_features and not self.method.compares_features:
             raise UserError(
                 f"{type(self.of_features[0]).__name__} refines features, of which {type(self.method).__name__} does "
                 "not make its scores; use it after another method, such as ClearCLIP"
@@ -191,7 +195,7 @@ class Segmenter:
 
         Args:
             images: a path, a PIL image, an RGB array [H, W, 3] or a tensor [3, H, W] (uint8, or float in 0..1), or a
-                list of them.
+                list of them. In place of a picture, its kept features, or a path of them: see `clearclip.features`.
             names: a list of class names, synonyms separated by commas, or a `Vocabulary`.
             scores: give class probabilities and similarities too.
             features: give patch features too.
@@ -201,10 +205,10 @@ class Segmenter:
         Returns:
             A `Segmentation` at the image's own size, or a list of them.
         """
-        several = isinstance(images, list | tuple)
+        several = isinstance(images, list | tuple | KeptFolder)
         images = images if several else [images]
         for image in images if len(images) > 1 else ():
-            if isinstance(image, str | os.PathLike):
+            if isinstance(image, str | os.PathLike) and not is_kept(image):
                 image_size(os.fspath(image), max_pixels)  # what is missing should not cost what comes before it
         results = self.stream(images, names, scores=scores, features=features, other=other, max_pixels=max_pixels)
         if not several:
@@ -242,8 +246,17 @@ class Segmenter:
         """Images with their views, as many together as fill a batch of windows."""
         batch: list[tuple[Any, View]] = []
         for image in images:
-            pixels = torch.from_numpy(read_image(image, max_pixels)).permute(2, 0, 1)
-            batch.append((image, self.view(pixels, name=_file_name(image))))
+            if is_kept(image):
+                kept = load_kept(image)
+                view: View = self.recall(kept)
+                image = kept.note.origin if kept.note.origin.path else None
+            else:
+                pixels = torch.from_numpy(read_image(image, max_pixels)).permute(2, 0, 1)
+                view = self.view(pixels, name=_file_name(image))
+            if batch and type(batch[0][1]) is not type(view):  # pictures take the network's way, features do not
+                yield batch
+                batch = []
+            batch.append((image, view))
             if sum(len(view.plan) for _, view in batch) >= self.window_batch:
                 yield batch
                 batch = []
@@ -270,7 +283,7 @@ class Segmenter:
             None if dense.features is None else dense.features.cpu().numpy(),
             kept,
             source,
-            self.about,
+            self.about | ({"features": "kept as float16"} if isinstance(view, KeptView) else {}),
             queries.everything_else,
         )
 
@@ -284,6 +297,23 @@ class Segmenter:
             **{key: getattr(self, key) for key in keys},
             "resize": self.resizer,
             **({"long_side": self.long_side} if self.long_side != LONG_SIDE else {}),
+        }
+
+    @property
+    def feature_settings(self) -> dict[str, Any]:
+        """What its patch features depend on, for JSON: what is kept of them serves all for which this is the same."""
+        keys = ("short_side", "long_side", "crop", "stride", "two_steps")
+        named = {"method": type(self.method).__qualname__}
+        if self.choice is not None:
+            named = {"method": self.choice.name, "option": json.loads(json.dumps(self.choice.settings, default=str))}
+        return {
+            **named,
+            "file": self.method.files(),
+            "backbone": self.backbone.name,
+            "weights": self.backbone.content_hash,
+            "position": self.backbone.position,
+            **{key: getattr(self, key) for key in keys},
+            "resize": self.resizer,
         }
 
     @property
@@ -372,6 +402,14 @@ class Segmenter:
         plan = windows.plan(height, width, self.crop, self.stride, self.backbone.patch_size, self.two_steps)
         wanted = shape or (image.shape[1], image.shape[2])
         return View(self.backbone, resized, image, wanted, plan, self.window_batch, self.stitcher, name)
+
+    def recall(self, kept: KeptFeatures, shape: tuple[int, int] | None = None) -> KeptView:
+        """Kept features as the view of their picture, for labels of `shape`, by default the picture's.
+
+        Raises UserError where they were made with other settings.
+        """
+        kept.note.check(self.feature_settings, kept.name)
+        return KeptView(kept, self.backbone, shape, self.window_batch, self.stitcher, self.resize)
 
     def segment(
         self, images: Sequence[Tensor], queries: Queries, shapes: Sequence[tuple[int, int]] | None = None

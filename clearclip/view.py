@@ -85,7 +85,8 @@ class View:
         """Features of all windows [n, h, w, C], averaged where they overlap, sampled once a patch: [h', w', C]."""
         if len(self.plan) == 1:
             return features[0]
-        height, width = (max(1, round(side / self.backbone.patch_size)) for side in self.image.shape[1:])
+        sides = (self.plan.rows.length, self.plan.columns.length)  # of `image`
+        height, width = (max(1, round(side / self.backbone.patch_size)) for side in sides)
         maps = self.stitcher.maps(features.permute(0, 3, 1, 2), self.plan, (height, width))
         return maps.full().permute(1, 2, 0)
 

@@ -37,6 +37,7 @@ OWN_CONFIGS = {"cfg_mine.py"}  # that a page tells its reader to write
 RUN_BY = {
     "segment": "test_documents.py",
     "analyze": "test_analysis.py",
+    "features": "test_features.py",
     "eval": "test_cli.py",
     "export": "test_onnx.py",
     "table": "test_eval_all.py",

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "clearclip"
 ORDER = [  # each module or folder imports only those before it
     "_namesake", "errors", "paths", "tensors", "kernels", "fused", "registry", "state", "offline", "images", "weights",
     "products", "trunk", "backbones", "vision", "vocabulary", "other", "text", "attention", "windows", "view", "masks",
-    "decode", "calibration", "refine", "methods", "spec", "visualize", "coco", "segmentation", "settings",
-    "embedder", "look", "segmenter", "export",
+    "decode", "calibration", "refine", "methods", "spec", "features", "visualize", "coco", "segmentation", "settings",
+    "embedder", "look", "segmenter", "keeping", "export",
     "video", "config", "analysis", "doctor",
     "evaluation", "cli", "__main__",
 ]  # fmt: skip

@@ -26,6 +26,9 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     parser.add_argument("--pretrained", help="weights: a tag, a file, openai-int8, or auto")
     parser.add_argument("--work-dir", metavar="DIR", help="where result.json goes (default: under work_dirs/)")
     parser.add_argument("--show-dir", metavar="DIR", help="save image, ground truth, prediction and errors on a sheet")
+    parser.add_argument(
+        "--features", metavar="DIR", help="patch features that clearclip features kept, in place of the network"
+    )
     add_calibration(parser)
     add_evaluation(parser)
     add_sharing(parser)
@@ -65,7 +68,7 @@ def evaluate_one(arguments: argparse.Namespace) -> None:
     share, awaited, reports = shares(arguments)
     import_modules(arguments.modules)
     check_outputs(arguments)
-    model = {key: getattr(arguments, key) for key in ("method", "backbone", "pretrained", "calibration")}
+    model = {key: getattr(arguments, key) for key in ("method", "backbone", "pretrained", "calibration", "features")}
     model |= model_settings(arguments) | {"device": own_device(arguments)}
     run = load_config(path, model, overrides, arguments.limit) if path else own_run(arguments, model, overrides)
     note = left_aside(check_dataset(run)) if path else ""

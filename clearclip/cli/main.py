@@ -9,6 +9,7 @@ from clearclip.errors import UserError, program
 COMMANDS = {  # each a module of this package
     "segment": "segment pictures into anything that you can name",
     "analyze": "figures and arrays of why a patch gets its class",
+    "features": "keep patch features of pictures, to ask for any names later",
     "eval": "evaluate a method on one benchmark and record the result",
     "table": "evaluate methods on benchmarks and print one table",
     "calibrate": "fit class offsets and a threshold on labelled images",

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clearclip.cli.inputs import Inputs, check_names, find_inputs, left_out, lonely
 from clearclip.cli.options import add_calibration, add_device, add_modules, positive
@@ -15,11 +15,13 @@ from clearclip.config import sanity_folder
 from clearclip.errors import UserError, program
 
 if TYPE_CHECKING:
+    from clearclip.features import Kept
     from clearclip.segmentation import Segmentation
     from clearclip.segmenter import Segmenter
     from clearclip.vocabulary import Vocabulary
 
 MAX_PIXELS = 200_000_000  # as `clearclip.images` has it, which takes NumPy to import
+USUAL = {"method": "ClearCLIP", "backbone": "ViT-B-16", "pretrained": "auto", "short_side": 448}
 SAMPLE = "images/horses.jpg"  # of the sanity set
 SAMPLE_NAMES = ["sky", "horse", "grass, meadow", "tree, forest"]
 
@@ -28,7 +30,8 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     parser = argparse.ArgumentParser(prog, description="Segment pictures and videos into anything that you can name.")
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE",
-        help="pictures, folders, globs, videos, or the number of a camera (default: a sample)",
+        help="pictures, folders, globs, videos, the number of a camera, or features that clearclip features kept "
+        "(default: a sample)",
     )  # fmt: skip
     parser.add_argument("--recursive", action="store_true", help="read folders with all folders in them")
     names = parser.add_argument_group("what to look for")
@@ -43,12 +46,14 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
         "--threshold", type=float, default=0.0, metavar="P", help="below this probability, too, a pixel is `other`"
     )
     model = parser.add_argument_group("how")
-    model.add_argument("--method", default="ClearCLIP", help="see --list; options as in ClearCLIP:attention=kk")
+    model.add_argument(
+        "--method", help=f"see --list; options as in ClearCLIP:attention=kk (default: {USUAL['method']})"
+    )
     model.add_argument("--compare", nargs="+", default=[], metavar="METHOD", help="other methods, side by side")
-    model.add_argument("--backbone", default="ViT-B-16", help="OpenCLIP architecture, or arch:tag")
-    model.add_argument("--pretrained", default="auto", help="weights: a tag, a file, openai-int8, or auto")
+    model.add_argument("--backbone", help=f"OpenCLIP architecture, or arch:tag (default: {USUAL['backbone']})")
+    model.add_argument("--pretrained", help="weights: a tag, a file, openai-int8, or auto (default)")
     model.add_argument("--text-embeddings", metavar="FILE", help="saved text embeddings in place of a text tower")
-    model.add_argument("--short-side", type=int, default=448, help="pixels; larger finds smaller things, slower")
+    model.add_argument("--short-side", type=int, help="pixels; larger finds smaller things, slower (default: 448)")
     add_calibration(model)
     add_device(model, default="auto")
     model.add_argument(
@@ -101,24 +106,44 @@ def segment(arguments: argparse.Namespace, status: Status) -> None:
     inputs = find_inputs(arguments.images or [str(sanity_folder() / SAMPLE)], arguments.recursive)
     if note := left_out(inputs.skipped):
         status.note(note)
+    windows = settle(arguments, inputs.kept)
     compare = arguments.compare or ([] if arguments.images else ["CLIP"])
     methods = list(dict.fromkeys([*compare, arguments.method]))
     outputs = Outputs(Path(arguments.output), kinds(arguments.save), arguments.arrays)
-    outputs.check(inputs.pictures, class_names(vocabulary, other), other)
+    outputs.check(sources(inputs), class_names(vocabulary, other), other)
     check(arguments, inputs, methods)
 
     status.say(f"loading {arguments.backbone} ({arguments.pretrained})")
-    segmenters = load_segmenters(methods, arguments, other)
+    segmenters = load_segmenters(methods, arguments, other, windows)
     main = segmenters[arguments.method]
+    for kept in inputs.kept:
+        kept.note.check(main.feature_settings, str(kept.path))
     status.say(f"embedding {to_embed(main, vocabulary)}")
     main.queries(vocabulary)
-    failed = bool(inputs.pictures) and segment_pictures(arguments, inputs, vocabulary, segmenters, outputs, status)
+    failed = bool(sources(inputs)) and segment_pictures(arguments, inputs, vocabulary, segmenters, outputs, status)
     if inputs.films:
         from clearclip.cli.films import segment_films
 
         segment_films(arguments, inputs.films, vocabulary, main, status)
     if failed:
         raise SystemExit(2)
+
+
+def settle(arguments: argparse.Namespace, kept: "Sequence[Kept]") -> dict[str, Any]:
+    """Set what no option says of the model: as it was where features are kept of it, else as usual.
+
+    Returns the rest of what `Segmenter` needs to be as it was.
+    """
+    options = USUAL | (kept[0].note.options if kept else {})
+    for key in USUAL:
+        if getattr(arguments, key) is None:
+            setattr(arguments, key, options[key])
+    return {key: value for key, value in options.items() if key not in USUAL}
+
+
+def sources(inputs: Inputs) -> list[Path]:
+    """The files of pictures and of what takes their place."""
+    return [*inputs.pictures, *(kept.named for kept in inputs.kept)]
 
 
 def check(arguments: argparse.Namespace, inputs: Inputs, methods: Sequence[str]) -> None:
@@ -132,6 +157,8 @@ def check(arguments: argparse.Namespace, inputs: Inputs, methods: Sequence[str])
     choose_precision(arguments.precision, choose_device(arguments.device))
     for method in methods:
         Spec.parse(method)
+    if inputs.kept and len(methods) > 1:
+        raise UserError("--compare needs pictures, for features are kept of one method; give the pictures themselves")
     if inputs.films:
         from clearclip.cli.films import check_films
 
@@ -169,16 +196,17 @@ def segment_pictures(
     """Segment pictures one by one and write their files. Returns whether one that was named, or all, failed."""
     asked = dict(scores=bool({"scores", "heat"} & set(outputs.what)), features="features" in outputs.what)
     failed: list[Path] = []
-    count, begin = len(inputs.pictures), time.perf_counter()
+    paths, images = sources(inputs), [*inputs.pictures, *inputs.kept]
+    count, begin = len(paths), time.perf_counter()
     try:
-        for done, (path, stem) in enumerate(zip(inputs.pictures, stems(inputs.pictures))):
+        for done, (image, path, stem) in enumerate(zip(images, paths, stems(paths))):
             pace = f", {(time.perf_counter() - begin) / done:.1f} s each" if done else ""
             status.say(f"{count} pictures: {done} done{pace}" if count > 1 else f"segmenting {path.name}")
             start = time.perf_counter()
             try:
                 results = {
                     method: segmenter(
-                        path,
+                        image,
                         vocabulary,
                         max_pixels=arguments.max_pixels,
                         **(asked if method == arguments.method else {}),
@@ -211,7 +239,8 @@ def segment_pictures(
 
 def report(path: Path, result: "Segmentation", seconds: float, written: Sequence[Path]) -> None:
     """Say what is in a picture, and where its files are."""
-    print(f"{path}: {in_words(result.areas)} ({seconds:.1f} s)")
+    took = f"{seconds:.1f} s" if seconds >= 0.1 else f"{1000 * seconds:.0f} ms"
+    print(f"{path}: {in_words(result.areas)} ({took})")
     if written:
         print(f"  {', '.join(map(str, written[:4]))}{f' and {len(written) - 4} more' if len(written) > 4 else ''}")
 
@@ -222,7 +251,9 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
-def load_segmenters(methods: Sequence[str], arguments: argparse.Namespace, other: bool) -> dict[str, "Segmenter"]:
+def load_segmenters(
+    methods: Sequence[str], arguments: argparse.Namespace, other: bool, windows: Mapping[str, Any]
+) -> dict[str, "Segmenter"]:
     """A `Segmenter` for each method, on one backbone."""
     from clearclip.segmenter import Segmenter
 
@@ -239,6 +270,7 @@ def load_segmenters(methods: Sequence[str], arguments: argparse.Namespace, other
             precision=arguments.precision,
             other=other,
             calibration=arguments.calibration if method == arguments.method else None,
+            **windows,
         )
         backbone = segmenters[method].backbone
     if calibration := segmenters[arguments.method].calibration:

@@ -20,9 +20,11 @@ from mmseg.registry import DATASETS
 import clearclip
 from clearclip.backbones import Backbone, load_backbone
 from clearclip.calibration import Calibration
+from clearclip.config import NO_SETTINGS
 from clearclip.errors import UserError, one_line
 from clearclip.evaluation.datasets import building, check_dataset
 from clearclip.evaluation.evaluators import Evaluators, check_runnable
+from clearclip.evaluation.features import KeptImages, digest, find_features
 from clearclip.evaluation.passes import (
     Benchmark,
     Interrupted,
@@ -256,9 +258,11 @@ def _prepare(job: Job, one: Pass, backbone: Backbone, shards: Shards) -> tuple[l
             benchmark = one.benchmarks[position]
             segmenter = build_segmenter(run, backbone, made)
             queries = _queries(run, segmenter, texts)
+            kept = find_features(run, segmenter, benchmark, made)
             meta = {"config": str(run.path), "versions": versions()}
-            ledger = shards.ledger(identity(run, segmenter, queries, benchmark), benchmark.classes, meta)
-            works.append(Work(run, segmenter, queries, segmenter.decoder(queries), benchmark, position, ledger))
+            ledger = shards.ledger(identity(run, segmenter, queries, benchmark, kept), benchmark.classes, meta)
+            decoder = segmenter.decoder(queries)
+            works.append(Work(run, segmenter, queries, decoder, benchmark, position, ledger, kept=kept))
         except Exception as error:
             failed.append(Outcome(run, error=error))
     return works, failed
@@ -321,14 +325,16 @@ def build_segmenter(run: Run, backbone: Backbone, made: dict[str, Any]) -> Segme
             made[key] = registry.create(choice, backbone)
         return made[key]
 
-    settings = {key: value for key, value in run.config.model.items() if key not in ("type", "vocabulary")}
+    settings = {key: value for key, value in run.config.model.items() if key not in NO_SETTINGS}
     calibration = settings.get("calibration")
     if calibration:
         settings["calibration"] = calibration = Calibration.load(calibration)
         calibration.check_settings({"method": run.method})
     method = create(METHODS, run.spec.method)
     refinements = [create(REFINEMENTS, choice) for choice in run.spec.refinements]
-    return Segmenter(**settings | {"method": method, "refinements": refinements, "backbone": backbone})
+    segmenter = Segmenter(**settings | {"method": method, "refinements": refinements, "backbone": backbone})
+    segmenter.choice = run.spec.method
+    return segmenter
 
 
 def _queries(run: Run, segmenter: Segmenter, texts: dict[str, Queries]) -> Queries:
@@ -340,7 +346,9 @@ def _queries(run: Run, segmenter: Segmenter, texts: dict[str, Queries]) -> Queri
     return texts[key]
 
 
-def identity(run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchmark) -> dict[str, Any]:
+def identity(
+    run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchmark, kept: KeptImages | None = None
+) -> dict[str, Any]:
     """All that decides a label of a run: where any of it differs, records are kept apart."""
     backbone = segmenter.backbone
     parts: list[Method | Refinement] = [segmenter.method, *segmenter.refinements]
@@ -367,6 +375,7 @@ def identity(run: Run, segmenter: Segmenter, queries: Queries, benchmark: Benchm
         "ignore_index": benchmark.evaluators.ignore_index,
         **({"evaluators": repr(benchmark.evaluators.settings)} if benchmark.evaluators.others else {}),
         **({"calibration": segmenter.calibration.hash} if segmenter.calibration else {}),
+        **({"features": digest(kept)} if kept else {}),
     }
 
 

@@ -32,7 +32,7 @@ class LoadImage(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         path, label_map = results["img_path"], results.get("seg_map_path")
-        stored = label_map is not None and orientation(path) != 1 and _is_stored(path, label_map)
+        stored = counts_as_stored(path, label_map)
         if stored:
             self._say(path)
         image = read_stored(path) if stored else read_image(path)
@@ -47,7 +47,12 @@ class LoadImage(BaseTransform):
             print(f"{path} has an EXIF orientation, its label map has not: pixels count as stored", file=sys.stderr)
 
 
-def _is_stored(path: str, label_map: str) -> bool:
+def counts_as_stored(path: str | Path, label_map: str | Path | None) -> bool:
+    """Whether a picture with an EXIF orientation is not turned by it, for the sake of its label map."""
+    return label_map is not None and orientation(path) != 1 and _is_stored(path, label_map)
+
+
+def _is_stored(path: str | Path, label_map: str | Path) -> bool:
     """Whether a label map is of a turned picture's pixels as stored, not as shown."""
     try:
         with Image.open(path) as image, Image.open(label_map) as labels:

@@ -33,12 +33,14 @@ from clearclip.evaluation.pictures import Pictures
 from clearclip.evaluation.records import ImageRecord
 from clearclip.evaluation.run import Run, backbone_settings
 from clearclip.evaluation.shards import Ledger, Share
+from clearclip.features import Kept
 from clearclip.images import orientation
 from clearclip.segmenter import Segmenter, see_together
 from clearclip.text import Queries
+from clearclip.view import View
 
 # What runs of a pass have in common.
-GEOMETRY = ("short_side", "long_side", "resize", "crop", "stride", "two_steps", "window_batch")
+GEOMETRY = ("short_side", "long_side", "resize", "crop", "stride", "two_steps", "window_batch", "features")
 SIGNLESS = 2**31 - 1
 EDGE = 4096  # bytes at both ends of a file that tell one picture from another
 
@@ -180,6 +182,7 @@ class Work:
     position: int  # of the benchmark in the pass
     ledger: Ledger
     missing: set[str] = field(default_factory=set)  # samples that this process is to count
+    kept: dict[str, Kept] | None = None  # patch features by sample, in place of the network
     pictures: Pictures | None = None  # where it shows what it saw
     undrawn: set[str] = field(default_factory=set)  # samples that it is to draw
     error: Exception | None = None  # what ended it; the other runs of the pass go on
@@ -331,12 +334,7 @@ def _explained(error: Exception) -> Exception:
 @torch.inference_mode()
 def _count_alike(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]]) -> None:
     start = time.perf_counter()
-    first = works[0].segmenter
-    views = []
-    for _, loaded in batch:
-        packed = loaded[works[0].position]
-        sample = packed["data_samples"]
-        views.append(first.view(packed["inputs"].flip(0), sample.ori_shape, sample.get("img_path")))
+    views = [_view(works[0], picture, loaded[works[0].position]) for picture, loaded in batch]
     seen = see_together([(work.segmenter, work.queries) for work in works], views)
     counts: list[Tensor] = []
     extras: list[dict | None] = []
@@ -360,6 +358,20 @@ def _count_alike(works: Sequence[Work], batch: Sequence[tuple[Picture, Loaded]])
         work.ledger.add([record for record in mine if record.sample in work.missing])
         work.missing -= {record.sample for record in mine}
         work.undrawn -= {record.sample for record in mine}
+
+
+def _view(work: Work, picture: Picture, packed: dict[str, Any]) -> View:
+    """An image as the methods of a pass see it. Raises UserError for kept features of it that are turned otherwise."""
+    sample = packed["data_samples"]
+    if work.kept is None:
+        return work.segmenter.view(packed["inputs"].flip(0), sample.ori_shape, sample.get("img_path"))
+    kept = work.kept[work.benchmark.samples[picture.places[work.position]]]
+    if kept.note.origin.stored != packed["as_stored"]:
+        raise UserError(
+            f"{kept.path} was kept of {sample.img_path} turned otherwise than its label map is: keep it by clearclip "
+            f"features --config {work.run.path}"
+        )
+    return work.segmenter.recall(kept.load(), sample.ori_shape)
 
 
 def count(labels: Tensor, truth: Tensor, classes: int, ignore_index: int, finite: Tensor) -> Tensor:

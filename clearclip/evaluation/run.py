@@ -36,6 +36,7 @@ PROTOCOL = (
     "templates",
     "vocabulary",
     "calibration",
+    "features",
 )  # and the pipeline; who alters these has a protocol of their own
 SCORES = {"mIoU", "aAcc", "mAcc", "interval", "IoU"}  # what a result keeps by name
 INDICES = "test_dataloader.dataset.indices"  # which images of the data set count
@@ -150,7 +151,7 @@ def _check_keys(path: Path, config: Settings, overrides: dict) -> None:
 
 
 def _model_settings() -> set[str]:
-    return {"vocabulary", *inspect.signature(Segmenter).parameters}
+    return {"vocabulary", "features", *inspect.signature(Segmenter).parameters}
 
 
 def _check_settings(path: Path, config: Settings) -> None:
@@ -302,6 +303,7 @@ def describe(run: Run, segmenter: Segmenter) -> dict[str, Any]:
             batch_size=run.config.test_dataloader.batch_size,
             altered=sorted(run.altered),
             **({"calibration": str(model.calibration)} if model.get("calibration") else {}),
+            **({"features": "float16"} if model.get("features") else {}),
         ),
         weights_hash=backbone.content_hash,
     )

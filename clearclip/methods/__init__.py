@@ -21,7 +21,8 @@ class Method:
     - `scores(trunk, text)`: where text takes part before there are features;
     - `image_features(view)`: features of the whole image, from those of all its windows, their places and the image
       at its own size; `view.stitch(self.window_features(view))` are the stitched features of its windows;
-    - `image_scores(view, text)`: the same where text takes part.
+    - `image_scores(view, text)`: the same where text takes part;
+    - `compare(features, text)`: besides features, where scores are made of them in another way than by their cosine.
 
     Attributes:
         backbone: whose trunks it reads.
@@ -53,7 +54,7 @@ class Method:
         h and w are the method's own grid.
         """
         features = trunk.once(self, lambda: self.features(trunk))  # for several vocabularies
-        return similarity(check_features(self, features, trunk.images.shape[0]), text)
+        return self.compare(check_features(self, features, trunk.images.shape[0]), text)
 
     def image_features(self, view: View) -> Tensor:
         """Features [h, w, dim] of a whole image: its windows', averaged where they overlap, once a patch."""
@@ -61,7 +62,11 @@ class Method:
 
     def image_scores(self, view: View, text: Tensor) -> Tensor:
         """Cosine scores [Q, h, w], float32, of a whole image for text [Q, dim], unit rows."""
-        return similarity(check_features(self, self.image_features(view))[None], text)[0]
+        return self.compare(check_features(self, self.image_features(view))[None], text)[0]
+
+    def compare(self, features: Tensor, text: Tensor) -> Tensor:
+        """Cosine scores [B, Q, h, w], float32, of features [B, h, w, dim] for text [Q, dim]: what `scores` end in."""
+        return similarity(features, text)
 
     def window_features(self, view: View) -> Tensor:
         """Features [n, h, w, dim], float32, of all windows of an image."""
@@ -78,6 +83,12 @@ class Method:
         """Whether it works on whole images rather than on one window after the other."""
         cls = type(self)
         return cls.image_features is not Method.image_features or cls.image_scores is not Method.image_scores
+
+    @property
+    def compares_features(self) -> bool:
+        """Whether its scores are what `compare` makes of its features: these can be kept, and asked again."""
+        cls = type(self)
+        return cls.scores is Method.scores and cls.image_scores is Method.image_scores
 
     def prepare(self, text: Tensor, query_class: tuple[int, ...], logit_scale: float) -> Tensor:
         """The text that its scores take, made of that of the queries [Q, dim], `words` after them; by default the same.

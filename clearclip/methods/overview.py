@@ -65,9 +65,9 @@ class Overview(Method):
     def prepare(self, text: Tensor, query_class: tuple[int, ...], logit_scale: float) -> Tensor:
         return centred(text, self.centring)
 
-    def image_scores(self, view: View, text: Tensor) -> Tensor:
-        """Scores [Q, h, w], float32, for prepared text [Q, dim]."""
-        scores = similarity(self.image_features(view)[None], text)[0]
+    def compare(self, features: Tensor, text: Tensor) -> Tensor:
+        """Scores [B, Q, h, w], float32, for features of whole images [B, h, w, dim] and prepared text [Q, dim]."""
+        scores = similarity(features, text)
         return with_prior(scores, self.prior) if self.prior else scores
 
     def image_features(self, view: View) -> Tensor:
@@ -115,8 +115,8 @@ def centred(text: Tensor, share: float) -> Tensor:
 
 
 def with_prior(scores: Tensor, power: float) -> Tensor:
-    """Scores [Q, h, w] and, on the same scale, the logarithm of each query's mean probability, times `power`."""
-    probabilities = (TEMPERATURE * scores).softmax(dim=0).mean(dim=(1, 2), keepdim=True)  # [Q, 1, 1]
+    """Scores […, Q, h, w] and, on the same scale, the logarithm of each query's mean probability, times `power`."""
+    probabilities = (TEMPERATURE * scores).softmax(dim=-3).mean(dim=(-2, -1), keepdim=True)  # […, Q, 1, 1]
     return scores + power / TEMPERATURE * probabilities.clamp(min=LEAST).log()
 
 
