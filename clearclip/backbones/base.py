@@ -18,6 +18,7 @@ from clearclip.tensors import TensorCache
 from clearclip.trunk import QKV, Trunk
 from clearclip.weights import Checkpoint
 
+POSITIONS = ("size", "antialias", "bilinear", "antialias-bilinear")  # resampling of its embedding, besides "offset"
 CONSTANT_BYTES = 256 << 20  # of position embeddings and neighbourhoods
 
 
@@ -235,11 +236,12 @@ def check_compiler() -> None:
 def resize_position_embedding(
     embedding: Tensor, grid: tuple[int, int], mode: str = "offset", prefix: int = 1
 ) -> Tensor:
-    """Resampling of a position embedding [P+G·G, D], P = `prefix`, to [P+h·w, D], bicubic but for `bilinear`.
+    """Resampling of a position embedding [P+G·G, D], P = `prefix`, to [P+h·w, D].
 
-    `offset` passes the scale (h + 0.1) / G to the sampler, as the published pipelines do: the sampling points
-    then lie slightly off those of the plain `size` mode, and their numbers depend on it. `antialias` is `size`
-    with torch's antialiasing, whose cubic kernel is another one even where the grid grows.
+    It is bicubic where the mode does not say bilinear. `offset` passes the scale (h + 0.1) / G to the sampler, as the
+    published pipelines do: the sampling points then lie slightly off those of the plain `size` mode, and their numbers
+    depend on it. `antialias` is `size` with torch's antialiasing, whose cubic kernel is another one even where the grid
+    grows; `bilinear` and `antialias-bilinear` are these two with a linear kernel.
     """
     first, patches = embedding[:prefix], embedding[prefix:]
     side = round(patches.shape[0] ** 0.5)
@@ -249,10 +251,9 @@ def resize_position_embedding(
     if mode == "offset":
         scale = [(length + 0.1) / side for length in grid]
         patches = F.interpolate(patches, scale_factor=scale, mode="bicubic")
-    elif mode in ("size", "antialias"):
-        patches = F.interpolate(patches, size=grid, mode="bicubic", antialias=mode == "antialias")
-    elif mode == "bilinear":
-        patches = F.interpolate(patches, size=grid, mode="bilinear")
+    elif mode in POSITIONS:
+        kernel = "bilinear" if mode.endswith("bilinear") else "bicubic"
+        patches = F.interpolate(patches, size=grid, mode=kernel, antialias=mode.startswith("antialias"))
     else:
-        raise ValueError(f"unknown position embedding mode {mode!r}; use offset, size, antialias or bilinear")
+        raise ValueError(f"unknown position embedding mode {mode!r}; use offset, {', '.join(POSITIONS)}")
     return torch.cat([first, patches.flatten(2)[0].T])  # [P + h·w, D]
