@@ -805,6 +805,20 @@ rows = [
         },
     ),
     dict(
+        method="SegEarth-OV",
+        backbone="ViT-B-16",
+        protocol="segearth",
+        source="third-party table (notes on ReAttnCLIP, CVPR 2026), presumably IoU of the class alone",
+        mIoU={"whu_sat2": 28.4, "massachusetts": 11.5},
+    ),
+    dict(
+        method="ReAttnCLIP",
+        backbone="ViT-B-16",
+        protocol="segearth",
+        source="third-party table (notes on ReAttnCLIP, CVPR 2026), presumably IoU of the class alone",
+        mIoU={"whu_sat2": 29.7, "massachusetts": 12.4},
+    ),
+    dict(
         method="SCLIP",
         backbone="ViT-B-16",
         protocol="segearth",
