@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,6 +41,7 @@ WINDOW_BATCH = {"mps": 8, "cpu": 4}
 UNKNOWN_SIDE = 1024  # of windows that are whole images of any size
 MOST_WINDOWS = 256  # at once on a GPU, whose matrix products gain nothing from more
 AUTO = "auto"
+TRAINED = "model"  # the logit scale that a model was trained to
 
 
 class Segmenter:
@@ -62,7 +64,9 @@ class Segmenter:
         crop, stride: windows of `crop` pixels every `stride`; `crop` 0 takes the whole image at once.
         two_steps: the scores of a whole image go to the resized image's size first and from there to the output's, as
             in NACLIP's code and what builds on it, not in one step.
-        logit_scale: what multiplies cosine scores before their softmax; `temperature` is another name for it.
+        logit_scale: what multiplies cosine scores before their softmax; `temperature` is another name for it. "model"
+            is the scale that the backbone was trained to; one name alone then has the probability that a model trained
+            by sigmoids (SigLIP) gives it, by its scale and its bias.
         threshold, area_threshold: see `clearclip.decode.Decoder`.
         device, precision, compile: see `load_backbone`.
         window_batch: windows that go through the network at once, by default what suits the device: on a GPU as many
@@ -93,7 +97,7 @@ class Segmenter:
         long_side: int = LONG_SIDE,
         crop: int = 448,
         stride: int = 224,
-        logit_scale: float = 50.0,
+        logit_scale: float | str = 50.0,
         threshold: float = 0.0,
         area_threshold: float = 0.0,
         device: str = "auto",
@@ -102,7 +106,7 @@ class Segmenter:
         resize: str = "cv2",
         two_steps: bool = False,
         compile: bool = False,
-        temperature: float | None = None,
+        temperature: float | str | None = None,
         refinements: Sequence[Refinement] = (),
         text_names: Mapping[str, str] | str | Path | None = None,
         other: bool | Sequence[str] | OtherWords | None = None,
@@ -111,11 +115,11 @@ class Segmenter:
         if pretrained is None:
             pretrained = AUTO if method == AUTO else "openai"
         method = "ClearCLIP" if method == AUTO else method
-        scale = {"logit_scale": logit_scale} if temperature is None else {"temperature": temperature}
+        wanted = {"logit_scale": logit_scale} if temperature is None else {"temperature": temperature}
         sides = dict(short_side=short_side, long_side=long_side)
         settings = dict(**sides, crop=crop, stride=stride, window_batch=window_batch, resize=resize)
         thresholds = dict(threshold=threshold, area_threshold=area_threshold)
-        check_settings(settings | scale | thresholds | dict(two_steps=two_steps))
+        check_settings(settings | wanted | thresholds | dict(two_steps=two_steps))
         self.other = read_other(other)
         if calibration is not None and not isinstance(calibration, Calibration):
             calibration = Calibration.load(calibration)
@@ -155,7 +159,9 @@ class Segmenter:
         self.resizer, self.short_side, self.long_side = resize, short_side, long_side
         self.crop, self.stride = crop, stride
         self.two_steps = two_steps
-        self.logit_scale = logit_scale if temperature is None else temperature
+        scale = logit_scale if temperature is None else temperature
+        self.logit_scale: float = trained_scale(backbone) if isinstance(scale, str) else scale
+        self.bias = backbone.logit_bias if isinstance(scale, str) else None
         self.threshold, self.area_threshold = threshold, area_threshold
         self.window_batch = window_batch or fitting_windows(backbone, crop or 2 * short_side or UNKNOWN_SIDE)
         self.stitcher = Stitcher(self.device)
@@ -275,8 +281,8 @@ class Segmenter:
         if scores:
             on_cpu = Maps(maps.scores.float().cpu(), maps.rows.cpu(), maps.columns.cpu(), maps.taps)
             kept = Similarities(on_cpu, queries.query_class)
-            alone = len(queries.names) == 1  # its probability is 1 everywhere
-            probabilities = kept.of(0)[None] if alone else decoded.probabilities.cpu().numpy()
+            alone = len(queries.names) == 1  # its share of a softmax is 1 everywhere
+            probabilities = self._of_one(kept.of(0))[None] if alone else decoded.probabilities.cpu().numpy()
         return Segmentation(
             decoded.labels.cpu().numpy(),
             queries.names,
@@ -287,6 +293,12 @@ class Segmenter:
             self.about,
             queries.everything_else,
         )
+
+    def _of_one(self, similarity: np.ndarray) -> np.ndarray:
+        """What `scores` has of a class that stands alone, from its similarity [H, W]."""
+        if self.bias is None:
+            return similarity
+        return torch.from_numpy(self.logit_scale * similarity + self.bias).sigmoid().numpy()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -645,8 +657,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for key in ("logit_scale", "temperature", "threshold", "area_threshold"):
         value = settings.get(key, 1)
         number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        if key in ("logit_scale", "temperature") and not (number and value > 0):
-            raise UserError(f"{key} must be a number above 0, not {value!r}")
+        if key in ("logit_scale", "temperature") and value != TRAINED and not (number and value > 0):
+            raise UserError(f"{key} must be a number above 0, or {TRAINED}, not {value!r}")
         if key.endswith("threshold") and not (number and 0 <= value <= 1):
             raise UserError(f"{key} must be a number within 0..1, not {value!r}")
     if settings.get("crop") and "stride" in settings and not 0 < settings["stride"] <= settings["crop"]:
@@ -657,6 +669,16 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise UserError(f"unknown resize {settings['resize']!r}; use one of {', '.join(RESIZERS)}")
     if not isinstance(settings.get("two_steps", False), bool):
         raise UserError(f"two_steps must be True or False, not {settings['two_steps']!r}")
+
+
+def trained_scale(backbone: Backbone) -> float:
+    """The logit scale that a backbone was trained to. Raises UserError where its file does not say."""
+    if backbone.logit_scale is None:
+        raise UserError(
+            f"{backbone.checkpoint.path} does not hold the logit scale that {backbone.name} was trained to; give a "
+            "number as logit_scale"
+        )
+    return backbone.logit_scale
 
 
 def check_loaded(backbone: Backbone, device: str, precision: str, compile: bool) -> None:

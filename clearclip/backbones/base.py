@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clearclip.errors import UserError, one_line
 from clearclip.products import attend, quicken
-from clearclip.state import content_hash, overflowing
+from clearclip.state import content_hash, load_state_dict, overflowing
 from clearclip.tensors import TensorCache
 from clearclip.trunk import QKV, Trunk
 from clearclip.weights import Checkpoint
@@ -138,10 +138,6 @@ class Backbone(nn.Module):
         """The rest of `project`: normed tokens [..., D] to the joint space [..., dim]."""
         return self.project(states)
 
-    def pooled(self, tokens: Tensor) -> Tensor:
-        """What the model itself makes of an image, [B, dim], from tokens [B, P+N, D] of the last block's output."""
-        return self.project(tokens[:, 0] if self.prefix_tokens else tokens.mean(dim=1))
-
     def load_text_tower(self) -> nn.Module:
         """The text tower with the checkpoint's weights, float32 on the CPU."""
         raise NotImplementedError
@@ -175,6 +171,25 @@ class Backbone(nn.Module):
     def text_stand_in(self) -> bool:
         """Whether names are embedded by the text student (`clearclip.offline`), for want of a text tower."""
         return self.checkpoint.text_stand_in
+
+    @functools.cached_property
+    def logit_scale(self) -> float | None:
+        """What the model multiplied cosines by when its training ended; None where its file does not say."""
+        scale = self._logit_constants.get("scale")
+        return None if scale is None else scale.double().exp().item()
+
+    @functools.cached_property
+    def logit_bias(self) -> float | None:
+        """What it added then, in models trained by a sigmoid of each pair (SigLIP); None in others.
+
+        It is the same for all names, so that no softmax over names sees it.
+        """
+        bias = self._logit_constants.get("bias")
+        return None if bias is None else bias.double().item()
+
+    @functools.cached_property
+    def _logit_constants(self) -> dict[str, Tensor]:
+        return load_state_dict(self.checkpoint.path, "logit_")
 
     @functools.cached_property
     def content_hash(self) -> str:
