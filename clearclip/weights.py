@@ -61,8 +61,9 @@ def find_checkpoint(backbone: str, pretrained: str = "openai", builds: Builds = 
             trained), "arch:tag", "hf-hub:ORGANISATION/NAME", or "local-dir:FOLDER" with OpenCLIP's
             open_clip_config.json and weights.
         pretrained: a tag, a weights file, "openai-int8" (OpenAI's ViT-B/16 image tower, for machines that reach a
-            package index but no model hub) or "auto" ("openai" where its hub answers, else "openai-int8"). A file
-            that is called as a tag is, such as `openai`, needs its folder: `./openai`.
+            package index but no model hub) or "auto" ("openai" where its hub answers, else "openai-int8"; of an
+            architecture that OpenAI did not train, the first tag). A file that is called as a tag is, such as `openai`,
+            needs its folder: `./openai`.
         builds: whether the family that asks builds this model, before anything is downloaded but its configuration.
 
     Returns:
@@ -72,7 +73,7 @@ def find_checkpoint(backbone: str, pretrained: str = "openai", builds: Builds = 
     Raises:
         UserError: where the weights cannot be found, and what `builds` raises.
     """
-    from open_clip import get_model_config, get_pretrained_cfg, list_pretrained_tags_by_model
+    from open_clip import get_model_config, get_pretrained_cfg
 
     if backbone.startswith(("local-dir:", "hf-hub:")) and Path(pretrained).suffix in SUFFIXES:
         raise UserError(f"{backbone} has weights of its own, {pretrained} would not be read: leave one of them out")
@@ -100,8 +101,7 @@ def find_checkpoint(backbone: str, pretrained: str = "openai", builds: Builds = 
         return _from_file(arch, path, config, named_quick)
     if path.suffix in SUFFIXES:
         raise UserError(f"weights file {pretrained} does not exist; give the path of a checkpoint or a tag")
-    tags = list_pretrained_tags_by_model(arch)
-    tags += [EMBEDDED] * (arch == "ViT-B-16") + ["auto"] * ("openai" in tags)
+    tags = [*_tags(arch), *[EMBEDDED] * (arch == "ViT-B-16"), *["auto"] * bool(_tags(arch))]
     raise UserError(f"no weights {pretrained!r} for {arch}; known are {', '.join(tags) or 'none'}, or give a file")
 
 
@@ -196,13 +196,28 @@ def _embedded(arch: str, config: dict[str, Any]) -> Checkpoint:
 
 
 def _choose(arch: str) -> str:
-    """ "openai" where its weights are at hand or their hub answers within seconds, else the embedded ones."""
-    if arch != "ViT-B-16" or local_copy(f"{arch}.openai") or _in_hub_cache(arch) or hub_answers():
-        chosen, why = "openai", "as asked" if arch != "ViT-B-16" else "found"
+    """Of ViT-B-16 "openai" where that is at hand or its hub answers within seconds, else the embedded weights.
+
+    Of another architecture "openai", or where there is none the first tag that OpenCLIP lists.
+    """
+    tags = _tags(arch)
+    if "openai" not in tags:
+        chosen, why = next(iter(tags), "openai"), "OpenAI has none"
+    elif arch != "ViT-B-16":
+        chosen, why = "openai", f"of {arch} there are no others to fall back to"
+    elif local_copy(f"{arch}.openai") or _in_hub_cache(arch) or hub_answers():
+        chosen, why = "openai", "found"
     else:
         chosen, why = EMBEDDED, "no model hub answers here"
     log.warning("weights: %s (%s)", chosen, why)
     return chosen
+
+
+def _tags(arch: str) -> list[str]:
+    """The tags of an architecture's weights; of one that exists with QuickGELU alone, those of its suffixed name."""
+    from open_clip import list_pretrained_tags_by_model
+
+    return list_pretrained_tags_by_model(arch) or list_pretrained_tags_by_model(f"{arch}-quickgelu")
 
 
 def _in_hub_cache(arch: str) -> bool:

@@ -311,7 +311,7 @@ def test_the_logit_scale_that_a_model_was_trained_to(make, tiny_backbone, monkey
     image = picture(50, 70)
     assert np.array_equal(*(make(logit_scale=scale)(image, ["a"], scores=True).scores for scale in (50, "model")))
     monkeypatch.setitem(tiny_backbone.__dict__, "logit_scale", None)
-    with pytest.raises(UserError, match="does not hold the logit scale that .* was trained to; give a number"):
+    with pytest.raises(UserError, match=r"does not hold the logit scale that .* was trained to; give a number"):
         make(logit_scale="model")
 
 

@@ -416,8 +416,12 @@ def test_auto_takes_openai_where_it_is_at_hand(monkeypatch, tmp_path, caplog, em
     with caplog.at_level(logging.WARNING):
         assert find_checkpoint("ViT-B-16", "auto") == EMBEDDED
     assert len(caplog.records) == 1
+    caplog.set_level(logging.WARNING)
     assert "openai-int8 (no model hub answers here)" in caplog.text
     assert find_checkpoint("ViT-L-14", "auto").tag == "openai"  # there is no other to fall back to
+    assert find_checkpoint("ViT-B-16-SigLIP2", "auto").tag == "webli"
+    assert find_checkpoint("ViT-H-14-worldwide", "auto").tag == "metaclip2_worldwide"
+    assert "weights: webli (OpenAI has none)" in caplog.text
 
     snapshot = empty_hub_cache / "models--timm--vit_base_patch16_clip_224.openai" / "snapshots" / "1"
     snapshot.mkdir(parents=True)
