@@ -14,6 +14,7 @@ from timm.layers import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from transformers import Tipsv2Config, Tipsv2Model, Tipsv2Tokenizer
 
+from clearclip import weights
 from clearclip.backbones import load_backbone, tips
 from clearclip.errors import UserError
 from clearclip.methods import create_method, list_methods
@@ -155,6 +156,22 @@ def test_without_a_config_the_text_tower_has_the_image_towers_heads(pair, tmp_pa
     moved(folder, tmp_path / "plain" / "model.safetensors", num_attention_heads=8, scale_sqrt_depth=False)
     plain = load_backbone(backbone.name, str(tmp_path / "plain"), device="cpu", precision="fp32")
     assert_near(plain.encode_text(TOKENS), written_out(state, TOKENS, 8, scaled=False), 1e-5)
+
+
+def test_the_hubs_weights_come_with_their_config(pair, monkeypatch):
+    _, backbone, folder = pair
+    asked = []
+
+    def hub_file(repository, *names):
+        asked.append((repository, *names))
+        return folder / names[0]
+
+    monkeypatch.setattr(weights, "hub_file", hub_file)
+    monkeypatch.setattr(tips, "hub_file", hub_file)
+    found = load_backbone(backbone.name, device="cpu", precision="fp32")
+    repository = tips.REPOSITORIES[backbone.name]
+    assert (found.tag, found.checkpoint.config) == ("google", backbone.checkpoint.config)
+    assert asked == [(repository, "model.safetensors"), (repository, "config.json")]
 
 
 @torch.inference_mode()

@@ -27,7 +27,7 @@ from clearclip.backbones.openclip import OpenCLIPBlock, fill
 from clearclip.backbones.timm import TimmBackbone
 from clearclip.errors import UserError
 from clearclip.state import load_state_dict
-from clearclip.weights import Checkpoint, hub_file, named_weights, not_downloaded
+from clearclip.weights import Checkpoint, hub_file, local_copy, named_weights, not_downloaded
 
 REPOSITORIES = {
     "TIPSv2-B-14": "google/tipsv2-b14",
@@ -109,6 +109,9 @@ class TipsBackbone(TimmBackbone):
             return None
         repository = REPOSITORIES[arch]
         tag, path = named_weights(arch, tag or pretrained, {"google": repository}, *FILES)
+        if tag == "google" and not local_copy(f"{arch}.google"):
+            with contextlib.suppress(Exception):  # it may be missing; the library raises whatever its transport raised
+                hub_file(repository, "config.json")  # which then lies beside the weights
         return Checkpoint(arch, tag, repository, path, text_settings(path.parent), (0.0,) * 3, (1.0,) * 3)
 
     def load_image_tower(self) -> nn.Module:
