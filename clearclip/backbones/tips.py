@@ -91,7 +91,7 @@ def sinusoids(length: int, width: int) -> Tensor:
 class TipsBackbone(TimmBackbone):
     """TIPSv2. Images are taken in 0..1 as they are, without mean and standard deviation.
 
-    The position embedding is resampled bilinearly and with antialiasing, as the authors do.
+    The position embedding is resampled bilinearly and with antialiasing, as transformers has it.
     """
 
     names = dict.fromkeys(REPOSITORIES, ("google",))
