@@ -63,7 +63,8 @@ class Segmentation:
         labels: [H, W], which index `names`: uint8 where that fits (up to 256 names), else int16. CLIPer, which may give
             a pixel no class, labels it 255; with more than 255 names, 65535 and all labels in int32.
         names: of the classes. Where `everything_else`, the first is "other".
-        scores: [C, H, W] float32 class probabilities, of one class alone its `similarity`; None unless asked for.
+        scores: [C, H, W] float32 class probabilities, of one class alone its `similarity` (or its own probability, see
+            `logit_scale` of `Segmenter`); None unless asked for.
         features: [h, w, dim] unit patch features; None unless asked for.
         similarities: what `similarity` and `heat` read; None unless scores were asked for.
         source: the image as it was given, of a file its path.

@@ -8,6 +8,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,7 +28,7 @@ from clearclip.other import OtherWords, read_other, set_apart
 from clearclip.refine import Refinement
 from clearclip.registry import Choice
 from clearclip.segmentation import Segmentation, Similarities, version
-from clearclip.settings import check_loaded, check_settings
+from clearclip.settings import TRAINED, check_loaded, check_settings
 from clearclip.spec import Spec
 from clearclip.text import Queries, TextEmbeddings
 from clearclip.view import View
@@ -58,7 +59,9 @@ class Segmenter:
         crop, stride: windows of `crop` pixels every `stride`; `crop` 0 takes the whole image at once.
         two_steps: the scores of a whole image go to the resized image's size first and from there to the output's, as
             in NACLIP's code and what builds on it, not in one step.
-        logit_scale: what multiplies cosine scores before their softmax; `temperature` is another name for it.
+        logit_scale: what multiplies cosine scores before their softmax; `temperature` is another name for it. "model"
+            is the scale that the backbone was trained to; one name alone then has the probability that a model trained
+            by sigmoids (SigLIP) gives it, by its scale and its bias.
         threshold, area_threshold: see `clearclip.decode.Decoder`.
         device, precision, compile: see `load_backbone`.
         window_batch: windows that go through the network at once, by default what suits the device: on a GPU as many
@@ -89,7 +92,7 @@ class Segmenter:
         long_side: int = LONG_SIDE,
         crop: int = 448,
         stride: int = 224,
-        logit_scale: float = 50.0,
+        logit_scale: float | str = 50.0,
         threshold: float = 0.0,
         area_threshold: float = 0.0,
         device: str = "auto",
@@ -98,7 +101,7 @@ class Segmenter:
         resize: str = "cv2",
         two_steps: bool = False,
         compile: bool = False,
-        temperature: float | None = None,
+        temperature: float | str | None = None,
         refinements: Sequence[Refinement] = (),
         text_names: Mapping[str, str] | str | Path | None = None,
         other: bool | Sequence[str] | OtherWords | None = None,
@@ -107,11 +110,11 @@ class Segmenter:
         if pretrained is None:
             pretrained = AUTO if method == AUTO else "openai"
         method = "ClearCLIP" if method == AUTO else method
-        scale = {"logit_scale": logit_scale} if temperature is None else {"temperature": temperature}
+        wanted = {"logit_scale": logit_scale} if temperature is None else {"temperature": temperature}
         sides = dict(short_side=short_side, long_side=long_side)
         settings = dict(**sides, crop=crop, stride=stride, window_batch=window_batch, resize=resize)
         thresholds = dict(threshold=threshold, area_threshold=area_threshold)
-        check_settings(settings | scale | thresholds | dict(two_steps=two_steps))
+        check_settings(settings | wanted | thresholds | dict(two_steps=two_steps))
         self.other = read_other(other)
         if calibration is not None and not isinstance(calibration, Calibration):
             calibration = Calibration.load(calibration)
@@ -145,7 +148,9 @@ class Segmenter:
         self.resizer, self.short_side, self.long_side = resize, short_side, long_side
         self.crop, self.stride = crop, stride
         self.two_steps = two_steps
-        self.logit_scale = logit_scale if temperature is None else temperature
+        scale = logit_scale if temperature is None else temperature
+        self.logit_scale: float = trained_scale(backbone) if isinstance(scale, str) else scale
+        self.bias = backbone.logit_bias if isinstance(scale, str) else None
         self.threshold, self.area_threshold = threshold, area_threshold
         self.window_batch = window_batch or fitting_windows(backbone, crop or 2 * short_side or UNKNOWN_SIDE)
         self.stitcher = Stitcher(self.device)
@@ -274,8 +279,8 @@ class Segmenter:
         if scores:
             on_cpu = Maps(maps.scores.float().cpu(), maps.rows.cpu(), maps.columns.cpu(), maps.taps)
             kept = Similarities(on_cpu, queries.query_class)
-            alone = len(queries.names) == 1  # its probability is 1 everywhere
-            probabilities = kept.of(0)[None] if alone else decoded.probabilities.cpu().numpy()
+            alone = len(queries.names) == 1  # its share of a softmax is 1 everywhere
+            probabilities = self._of_one(kept.of(0))[None] if alone else decoded.probabilities.cpu().numpy()
         return Segmentation(
             decoded.labels.cpu().numpy(),
             queries.names,
@@ -286,6 +291,12 @@ class Segmenter:
             self.about | ({"features": "kept as float16"} if isinstance(view, KeptView) else {}),
             queries.everything_else,
         )
+
+    def _of_one(self, similarity: np.ndarray) -> np.ndarray:
+        """What `scores` has of a class that stands alone, from its similarity [H, W]."""
+        if self.bias is None:
+            return similarity
+        return torch.from_numpy(self.logit_scale * similarity + self.bias).sigmoid().numpy()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -483,6 +494,16 @@ def see_together(
 def grid_step(shape: tuple[int, int], pixels: int = 2000) -> int:
     """How far apart pixels of an image [H, W] lie on a square grid of about so many."""
     return max(1, round((shape[0] * shape[1] / pixels) ** 0.5))
+
+
+def trained_scale(backbone: Backbone) -> float:
+    """The logit scale that a backbone was trained to. Raises UserError where its file does not say."""
+    if backbone.logit_scale is None:
+        raise UserError(
+            f"{backbone.checkpoint.path} does not hold the logit scale that {backbone.name} was trained to; give a "
+            "number as logit_scale"
+        )
+    return backbone.logit_scale
 
 
 def _file_name(image: Any) -> str | None:

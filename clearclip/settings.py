@@ -9,6 +9,7 @@ from clearclip.backbones import Backbone, choose_device, choose_precision
 from clearclip.errors import UserError
 
 RESIZERS = ("cv2", "device", "pil")
+TRAINED = "model"  # the logit scale that a model was trained to
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -25,8 +26,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for key in ("logit_scale", "temperature", "threshold", "area_threshold"):
         value = settings.get(key, 1)
         number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        if key in ("logit_scale", "temperature") and not (number and value > 0):
-            raise UserError(f"{key} must be a number above 0, not {value!r}")
+        if key in ("logit_scale", "temperature") and value != TRAINED and not (number and value > 0):
+            raise UserError(f"{key} must be a number above 0, or {TRAINED}, not {value!r}")
         if key.endswith("threshold") and not (number and 0 <= value <= 1):
             raise UserError(f"{key} must be a number within 0..1, not {value!r}")
     if settings.get("crop") and "stride" in settings and not 0 < settings["stride"] <= settings["crop"]:

@@ -14,7 +14,7 @@ from clearclip.errors import UserError
 from clearclip.registry import Registry
 from clearclip.state import content_hash, load_state_dict
 from clearclip.tensors import TensorCache
-from clearclip.weights import SUFFIXES, hub_file, local_copy
+from clearclip.weights import SUFFIXES, find_weights, local_copy
 
 
 class VisionModel(nn.Module):
@@ -182,19 +182,13 @@ def _find_weights(name: str, weights: str | Path | None, config: Any, option: st
         if not path.is_file():
             raise UserError(f"weights file {weights} does not exist; give the path of a checkpoint of {name}")
         return path
+    repository = config.get("hf_hub_id")
+    if repository:
+        how = f"give the path of a copy as {option}=PATH"
+        return find_weights(name, name, repository, "model.safetensors", how=how)
     if found := local_copy(name):
         return found
-    repository = config.get("hf_hub_id")
-    if not repository:
-        raise UserError(f"there are no public weights of {name}; give a file as {option}=PATH")
-    try:
-        return hub_file(repository, "model.safetensors")
-    except Exception as error:  # the library raises whatever its transport raised
-        raise UserError(
-            f"the weights of {name} ({repository}) could not be downloaded: give the path of a copy as "
-            f"{option}=PATH, or put it into a folder named by $CLEARCLIP_WEIGHTS as {name}.safetensors (or .pt, "
-            ".pth), or fill the hub's cache on a machine that reaches it"
-        ) from error
+    raise UserError(f"there are no public weights of {name}; give a file as {option}=PATH")
 
 
 class Eyes:

@@ -39,6 +39,17 @@ TEMPLATES: dict[str, str | tuple[str, ...]] = {
     "imagenet80": "OPENAI_IMAGENET_TEMPLATES",
     "imagenet7": "SIMPLE_IMAGENET_TEMPLATES",
     "single": ("a photo of a {}.",),
+    "tips9": (  # of TIPSv2's zero-shot segmentation
+        "itap of a {}.",
+        "a bad photo of a {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+        "a photo of many {}.",
+        "a photo of {}s.",
+    ),
     "car15": (  # CLIPer's "car"
         "a clean origami {}.",
         "a photo of a {}.",

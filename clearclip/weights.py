@@ -7,7 +7,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,9 @@ def find_checkpoint(backbone: str, pretrained: str = "openai", builds: Builds = 
             trained), "arch:tag", "hf-hub:ORGANISATION/NAME", or "local-dir:FOLDER" with OpenCLIP's
             open_clip_config.json and weights.
         pretrained: a tag, a weights file, "openai-int8" (OpenAI's ViT-B/16 image tower, for machines that reach a
-            package index but no model hub) or "auto" ("openai" where its hub answers, else "openai-int8"). A file
-            that is called as a tag is, such as `openai`, needs its folder: `./openai`.
+            package index but no model hub) or "auto" ("openai" where its hub answers, else "openai-int8"; of an
+            architecture that OpenAI did not train, the first tag). A file that is called as a tag is, such as `openai`,
+            needs its folder: `./openai`.
         builds: whether the family that asks builds this model, before anything is downloaded but its configuration.
 
     Returns:
@@ -72,7 +73,7 @@ def find_checkpoint(backbone: str, pretrained: str = "openai", builds: Builds = 
     Raises:
         UserError: where the weights cannot be found, and what `builds` raises.
     """
-    from open_clip import get_model_config, get_pretrained_cfg, list_pretrained_tags_by_model
+    from open_clip import get_model_config, get_pretrained_cfg
 
     if backbone.startswith(("local-dir:", "hf-hub:")) and Path(pretrained).suffix in SUFFIXES:
         raise UserError(f"{backbone} has weights of its own, {pretrained} would not be read: leave one of them out")
@@ -100,17 +101,24 @@ def find_checkpoint(backbone: str, pretrained: str = "openai", builds: Builds = 
         return _from_file(arch, path, config, named_quick)
     if path.suffix in SUFFIXES:
         raise UserError(f"weights file {pretrained} does not exist; give the path of a checkpoint or a tag")
-    tags = list_pretrained_tags_by_model(arch)
-    tags += [EMBEDDED] * (arch == "ViT-B-16") + ["auto"] * ("openai" in tags)
+    tags = [*_tags(arch), *[EMBEDDED] * (arch == "ViT-B-16"), *["auto"] * bool(_tags(arch))]
     raise UserError(f"no weights {pretrained!r} for {arch}; known are {', '.join(tags) or 'none'}, or give a file")
 
 
 def _from_tag(arch: str, tag: str, config: dict[str, Any], known: dict[str, Any]) -> Checkpoint:
+    suffix = f" and {arch}-quickgelu as --backbone" if known.get("quick_gelu") else ""
+    path = find_weights(
+        f"{arch} {tag}",
+        f"{arch}.{tag}",
+        *_hub_files(known["hf_hub"]),
+        how=f"give the path of a copy as --pretrained{suffix}",
+        instead=f"use --pretrained {EMBEDDED}" if (arch, tag) == ("ViT-B-16", "openai") else "",
+    )
     return Checkpoint(
         arch,
         tag,
         arch,
-        local_copy(f"{arch}.{tag}") or _download(arch, tag, known),
+        path,
         config | {"quick_gelu": known.get("quick_gelu", False) or config.get("quick_gelu", False)},
         known.get("mean", OPENAI_MEAN),
         known.get("std", OPENAI_STD),
@@ -161,10 +169,8 @@ def _from_hub(model: str, builds: Builds) -> Checkpoint | None:
     except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError):
         raise UserError(f"{repository} on the hub has no {CONFIG} of OpenCLIP's, with model_cfg") from None
     except Exception as error:  # the library raises whatever its transport raised
-        raise UserError(
-            f"the weights of {model} could not be downloaded: put {CONFIG} and {FILES[0]} into a folder and use "
-            "local-dir:FOLDER as --backbone, or fill the hub's cache on a machine that reaches it"
-        ) from error
+        how = f"put {CONFIG} and {FILES[0]} into a folder and use local-dir:FOLDER as --backbone"
+        raise not_downloaded(f"the weights of {model}", how) from error
 
 
 def _described(
@@ -190,13 +196,28 @@ def _embedded(arch: str, config: dict[str, Any]) -> Checkpoint:
 
 
 def _choose(arch: str) -> str:
-    """ "openai" where its weights are at hand or their hub answers within seconds, else the embedded ones."""
-    if arch != "ViT-B-16" or local_copy(f"{arch}.openai") or _in_hub_cache(arch) or hub_answers():
-        chosen, why = "openai", "as asked" if arch != "ViT-B-16" else "found"
+    """Of ViT-B-16 "openai" where that is at hand or its hub answers within seconds, else the embedded weights.
+
+    Of another architecture "openai", or where there is none the first tag that OpenCLIP lists.
+    """
+    tags = _tags(arch)
+    if "openai" not in tags:
+        chosen, why = next(iter(tags), "openai"), "OpenAI has none"
+    elif arch != "ViT-B-16":
+        chosen, why = "openai", f"of {arch} there are no others to fall back to"
+    elif local_copy(f"{arch}.openai") or _in_hub_cache(arch) or hub_answers():
+        chosen, why = "openai", "found"
     else:
         chosen, why = EMBEDDED, "no model hub answers here"
     log.warning("weights: %s (%s)", chosen, why)
     return chosen
+
+
+def _tags(arch: str) -> list[str]:
+    """The tags of an architecture's weights; of one that exists with QuickGELU alone, those of its suffixed name."""
+    from open_clip import list_pretrained_tags_by_model
+
+    return list_pretrained_tags_by_model(arch) or list_pretrained_tags_by_model(f"{arch}-quickgelu")
 
 
 def _in_hub_cache(arch: str) -> bool:
@@ -221,6 +242,65 @@ def local_copy(name: str) -> Path | None:
             if path.is_file():
                 return path
     return None
+
+
+def named_weights(
+    arch: str,
+    asked: str,
+    repositories: Mapping[str, str],
+    *files: str,
+    how: str = "give the path of a copy as --pretrained",
+) -> tuple[str, Path]:
+    """Weights of an architecture whose tags are the keys of `repositories`: what results call them, and their file.
+
+    `asked` is a tag, a file, or a folder that holds one of `files`. "openai" and "auto", which every other backbone
+    starts from, mean the first tag. Raises UserError where there are none.
+    """
+    tag = next(iter(repositories)) if asked in ("openai", "auto") else asked
+    if tag in repositories:
+        return tag, find_weights(f"{arch} {tag}", f"{arch}.{tag}", repositories[tag], *files, how=how)
+    path = Path(tag).expanduser()
+    name = path.absolute().name
+    if path.is_dir():
+        return name, weights_in(path, files)
+    if path.is_file():
+        return name, path
+    if path.suffix in (*SUFFIXES, ".tar"):
+        raise UserError(f"weights file {tag} does not exist; give the path of a checkpoint or a tag")
+    raise UserError(f"no weights {tag!r} for {arch}; known are {', '.join(repositories)}, or give a file")
+
+
+def weights_in(folder: Path, files: Sequence[str]) -> Path:
+    """The first of these files in a folder. Raises UserError where there is none."""
+    for name in files:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder} holds no weights; they must be called {' or '.join(files)}")
+
+
+def find_weights(
+    name: str,
+    stem: str,
+    repository: str,
+    *files: str,
+    how: str = "give the path of a copy as --pretrained",
+    instead: str = "",
+) -> Path:
+    """The weights that messages call `name`: `stem` in `$CLEARCLIP_WEIGHTS`, or else the first file of a repository.
+
+    Raises UserError where neither can be had; it says `how` else they are given, and what can be done `instead`.
+    """
+    try:
+        return local_copy(stem) or hub_file(repository, *files)
+    except Exception as error:  # the library raises whatever its transport raised
+        folder = f"put it into a folder named by $CLEARCLIP_WEIGHTS as {stem}.safetensors (or .pt, .pth)"
+        raise not_downloaded(f"the weights of {name} ({repository})", how, folder, instead) from error
+
+
+def not_downloaded(what: str, *ways: str) -> UserError:
+    """That something of the hub cannot be had, and by which other `ways` it can; one left empty is none."""
+    others = ", or ".join(filter(None, (*ways, "fill the hub's cache on a machine that reaches it")))
+    return UserError(f"{what} could not be downloaded: {others}")
 
 
 def hub_file(repository: str, *names: str) -> Path:
@@ -270,16 +350,3 @@ def hub_answers(seconds: float = 3.0) -> bool:
     thread.start()
     thread.join(seconds)
     return bool(answers)
-
-
-def _download(arch: str, tag: str, known: dict[str, Any]) -> Path:
-    try:
-        return hub_file(*_hub_files(known["hf_hub"]))
-    except Exception as error:  # the library raises whatever its transport raised
-        suffix = f" and {arch}-quickgelu as --backbone" if known.get("quick_gelu") else ""
-        remedy = f", or use --pretrained {EMBEDDED}" if (arch, tag) == ("ViT-B-16", "openai") else ""
-        raise UserError(
-            f"the weights of {arch} {tag} ({known['hf_hub'].strip('/')}) could not be downloaded: give the path of a "
-            f"copy as --pretrained{suffix}, or put it into a folder named by $CLEARCLIP_WEIGHTS as "
-            f"{arch}.{tag}.safetensors (or .pt), or fill the hub's cache on a machine that reaches it{remedy}"
-        ) from error

@@ -706,51 +706,31 @@ rows = [
     ),
     dict(
         method="TIPSv2",
-        backbone="TIPSv2-B/14",
+        backbone="TIPSv2-B-14",
         protocol="own",
         source="TIPSv2 authors' notebook",
         mIoU={"ade20k": 17.4},
     ),
     dict(
         method="TIPSv2",
-        backbone="TIPSv2-L/14",
+        backbone="TIPSv2-L-14",
         protocol="own",
         source="TIPSv2 authors' notebook",
         mIoU={"ade20k": 24.7},
     ),
     dict(
         method="TIPSv2",
-        backbone="TIPSv2-SO400M/14",
+        backbone="TIPSv2-SO400M-14",
         protocol="own",
         source="TIPSv2 authors' notebook",
         mIoU={"ade20k": 23.3},
     ),
     dict(
         method="TIPSv2",
-        backbone="TIPSv2-g/14",
+        backbone="TIPSv2-g-14",
         protocol="own",
         source="TIPSv2 authors' notebook",
         mIoU={"ade20k": 17.8},
-    ),
-    dict(
-        method="zero-shot of all patches",
-        backbone="DINOv3.txt-L",
-        protocol="own",
-        source="DINOv3 report",
-        mIoU={"ade20k": 24.7},
-    ),
-    dict(
-        method="zero-shot of all patches", backbone="PE", protocol="own", source="DINOv3 report", mIoU={"ade20k": 17.6}
-    ),
-    dict(
-        method="zero-shot of all patches",
-        backbone="SigLIP 2",
-        protocol="own",
-        source="DINOv3 report",
-        mIoU={"ade20k": 10.8},
-    ),
-    dict(
-        method="zero-shot of all patches", backbone="CLIP", protocol="own", source="DINOv3 report", mIoU={"ade20k": 6.0}
     ),
     dict(
         method="ResCLIP",
@@ -803,6 +783,20 @@ rows = [
             "udd5": 53.7,
             "vdd": 49.7,
         },
+    ),
+    dict(
+        method="SegEarth-OV",
+        backbone="ViT-B-16",
+        protocol="segearth",
+        source="third-party table (notes on ReAttnCLIP, CVPR 2026), presumably IoU of the class alone",
+        mIoU={"whu_sat2": 28.4, "massachusetts": 11.5},
+    ),
+    dict(
+        method="ReAttnCLIP",
+        backbone="ViT-B-16",
+        protocol="segearth",
+        source="third-party table (notes on ReAttnCLIP, CVPR 2026), presumably IoU of the class alone",
+        mIoU={"whu_sat2": 29.7, "massachusetts": 12.4},
     ),
     dict(
         method="SCLIP",
@@ -882,4 +876,94 @@ rows = [
             "vdd": 64.5,
         },
     ),
+]
+
+EIGHT = ("voc21", "context60", "coco_object", "voc20", "city_scapes", "context59", "ade20k", "coco_stuff164k")
+
+rows += [
+    dict(
+        method="zero-shot of all patches",
+        backbone=backbone,
+        protocol="own",
+        source="DINOv3 report",
+        mIoU={"ade20k": ade20k, "city_scapes": city_scapes},
+    )
+    for backbone, ade20k, city_scapes in (
+        ("DINOv3.txt-L", 24.7, 36.9),
+        ("DINOv2.txt-L", 19.2, 27.4),
+        ("PE", 17.6, 21.4),
+        ("SigLIP 2", 10.8, 16.3),
+        ("CLIP", 6.0, 11.5),
+    )
+]
+rows += [
+    dict(
+        method=method,
+        backbone="ViT-B-16",
+        protocol="own",
+        source="third-party table",
+        mIoU={name: number for name, number in zip(EIGHT, numbers) if number},
+    )
+    for method, numbers in (
+        ("FreeCP on SCLIP", (65.8, 35.3, 37.2, 84.3, 33.3, 38.0, 18.4, 24.9)),
+        ("DeCLIP (trained)", (59.7, 35.3, 36.4, 85.0, 32.8, 39.2, 21.9, 25.3)),
+        ("NERVE", (69.7, 37.7, 43.4, 90.1, 34.1, 43.3, 24.0, None)),
+        ("T2S", (74.2, 41.7, 47.9, 92.1, 47.3, 45.6, 27.1, None)),
+        ("ITACLIP", (67.9, 37.5, 37.7, None, 40.2, None, None, 27.0)),
+        ("FSeg-LLaVA", (68.0, 30.6, 42.0, None, None, None, 16.9, 21.2)),
+    )
+]
+rows += [
+    dict(
+        method="CLIPtrase",
+        backbone="ViT-B-16",
+        protocol="own",
+        source="CLIPtrase authors' README, the middle 336 pixels alone",
+        mIoU={
+            "voc21": 53.04,
+            "context60": 30.79,
+            "voc20": 81.2,
+            "context59": 34.92,
+            "ade20k": 17.04,
+            "coco_stuff164k": 24.06,
+        },
+    )
+]
+rows += [
+    dict(method=method, backbone=backbone, protocol=protocol, source=source, mIoU={"avg8": number})
+    for method, backbone, protocol, source, number in (
+        ("FreeCP on MaskCLIP", "ViT-B-16", "own", "third-party table", 41.2),
+        ("FreeCP on GEM", "ViT-B-16", "own", "third-party table", 42.0),
+        ("LHT-CLIP on ClearCLIP", "ViT-B-16", "own", "third-party table", 42.7),
+        ("LHT-CLIP on SCLIP", "ViT-B-16", "own", "third-party table", 42.4),
+        ("LHT-CLIP on ResCLIP, one pass", "ViT-B-16", "own", "third-party table", 42.8),
+        ("RF-CLIP+PAMR", "ViT-B-16", "own", "RF-CLIP paper (AAAI 2026)", 45.5),
+        ("DSLO (SD2)", "ViT-L-14", "own", "third-party table", 47.8),
+        ("LPOSS+LPP", "ViT-B-16 laion2b_s34b_b88k", "lposs", "third-party table", 42.1),
+        ("Trident+SAM", "ViT-L-14", "trident", "Trident paper (ICCV 2025)", 45.1),
+        ("Trident+SAM", "ViT-B-16 MetaCLIP", "trident", "Trident paper (ICCV 2025)", 47.4),
+        ("OV-Stitcher, no vote in masks", "ViT-B-16", "own", "OV-Stitcher README", 48.9),
+        ("CorrCLIP, as CorrCLIPv2 has it", "ViT-B-16", "own", "CorrCLIPv2 authors' README", 52.8),
+        ("CorrCLIP, as CorrCLIPv2 has it", "ViT-L-14", "own", "CorrCLIPv2 authors' README", 56.0),
+        ("CorrCLIPv2 (bank of MONET)", "ViT-B-16", "own", "CorrCLIPv2 authors' README", 57.8),
+    )
+]
+rows += [
+    dict(
+        method=method,
+        backbone=backbone,
+        protocol="radseg",
+        source="figure of the RADSeg paper, ±0.2",
+        mIoU={"avg5": number},
+    )
+    for method, backbone, number in (
+        ("NACLIP", "ViT-B-16", 38.5),
+        ("ResCLIP", "ViT-B-16", 40.5),
+        ("ProxyCLIP", "ViT-B-16", 41.0),
+        ("SC-CLIP", "ViT-B-16", 43.2),
+        ("Talk2DINO (trained)", "DINOv2 ViT-B", 43.1),
+        ("Trident", "ViT-B-16", 43.8),
+        ("Trident", "ViT-H-14", 47.0),
+        ("NARADIO", "C-RADIOv3-H", 36.5),
+    )
 ]

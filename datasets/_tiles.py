@@ -63,10 +63,19 @@ def size(path: Path) -> tuple[int, int]:
 
 def read_rgb(path: Path) -> np.ndarray:
     """A picture [H, W, 3] in RGB, whatever its mode."""
+    return _read(path, "RGB")
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """A picture [H, W] in 8-bit grey, whatever its mode."""
+    return _read(path, "L")
+
+
+def _read(path: Path, mode: str) -> np.ndarray:
     check_file(path)
     try:
         with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
+            return np.array(image.convert(mode))
     except MemoryError:
         raise
     except Exception as error:

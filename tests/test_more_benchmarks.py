@@ -53,6 +53,10 @@ POTSDAM = [
     "3_14",
     "7_13",
 ]
+INRIA = dict(
+    vienna=(3, 20, 9, 18, 11, 15, 6), chicago=(10, 14, 23, 26), austin=(1, 22, 7, 12, 36, 24),
+    kitsap=(36, 35, 34, 14, 25, 9), **{"tyrol-w": (25, 3, 1, 36)},
+)  # fmt: skip
 VAIHINGEN = [6, 24, 35, 16, 14, 22, 10, 4, 2, 20, 8, 31, 33, 27, 38, 12, 29]
 
 
@@ -123,6 +127,30 @@ def uavid(tree):
 
 def udd5(tree):
     tree.pair("UDD/UDD5/val/src/DJI_0285.JPG", "UDD/UDD5/val/gt/DJI_0285.png", range(5))
+
+
+def in_place(root, masks="label", images="image", mask="a.png", image="a.png"):
+    return lambda tree: tree.pair(f"{root}/{images}/{image}", f"{root}/{masks}/{mask}", [0, 255])
+
+
+def inria(tree):
+    for city, numbers in INRIA.items():
+        for name in (f"{city}{number}.tif" for number in numbers):
+            root = "AerialImageDataset/train"
+            tree.pair(f"{root}/images/{name}", f"{root}/gt/{name}", [0, 255], 24, 1100)
+
+
+def xbd(tree):
+    root = "xBD/test"
+    tree.pair(f"{root}/images/a_pre_disaster.png", f"{root}/targets/a_pre_disaster_target.png", [0, 1, 4])
+    tree.pair(f"{root}/images/a_post_disaster.png", f"{root}/targets/a_post_disaster_target.png", [0, 1, 4])
+
+
+def wbs_si(tree):
+    """Masks are JPEG, hence not quite 0 and 255; pictures that the list does not name are for training."""
+    for name in ("water_body_1", "water_body_2"):
+        tree.pair(f"WBS-SI/Images/{name}.jpg", f"WBS-SI/Masks/{name}.jpg", [0, 0, 255, 255])
+    tree.text("WBS-SI/wbs-si_val.txt", "water_body_2\n")
 
 
 def vdd(tree):
@@ -273,7 +301,13 @@ def cwfid(tree):
 TREES = {
     "remote_sensing": dict(
         loveda=loveda, potsdam=potsdam, vaihingen=vaihingen, isaid=isaid, openearthmap=openearthmap, uavid=uavid,
-        udd5=udd5, vdd=vdd,
+        udd5=udd5, vdd=vdd, inria=inria, xbd=xbd, wbs_si=wbs_si,
+        whu_aerial=in_place("WHU-BD/val"),
+        whu_sat2=in_place("WHU-Sat-II/1.cropped/test", mask="a.tif", image="a.tif"),
+        chn6_cug=in_place("CHN6-CUG/val", "gt", "images", "a_mask.png", "a_sat.jpg"),
+        deepglobe=in_place("GlobalRoadSet_Val/DeepGlobe_test_1530", ".", ".", "1_mask.png", "1_sat.jpg"),
+        massachusetts=in_place("GlobalRoadSet_Val/Massachusetts_test_49", images="img", image="a.jpg"),
+        spacenet=in_place("GlobalRoadSet_Val/SpaceNet_test_567", images="img", image="a.jpg"),
     ),
     "driving": dict(
         bdd100k=bdd100k, dark_zurich=dark_zurich, night_driving=night_driving, mapillary_v1=mapillary("v1.2", 66),
@@ -289,6 +323,9 @@ TREES = {
     ),
 }  # fmt: skip
 TREES["segearth"] = TREES["remote_sensing"]
+EXTRACTION = {
+    "whu_aerial", "whu_sat2", "inria", "xbd", "chn6_cug", "deepglobe", "massachusetts", "spacenet", "wbs_si",
+}  # fmt: skip
 READY = {"udd5", "vdd", "corrosion", "pst900", "zerowaste"}  # no converter
 # What a converter makes of a tree, where it is not one picture of one: pictures, height and width of the first.
 TILED = {
@@ -297,6 +334,7 @@ TILED = {
     ("remote_sensing", "vaihingen"): (34, 512, 512),
     ("remote_sensing", "isaid"): (5, 896, 896),
     ("remote_sensing", "uavid"): (4, 1080, 1280),
+    ("remote_sensing", "inria"): (54, 1000, 1000),
     ("mess", "isaid"): (2, 1024, 1024),
     ("mess", "potsdam"): (14, 1024, 1024),
     ("mess", "floodnet"): (2, 1024, 1024),
@@ -313,7 +351,7 @@ def prepare(folder, name, root):
     group = "remote_sensing" if folder == "segearth" else folder
     if group not in ("remote_sensing", "mess") or name in READY:
         return
-    script = ROOT / "datasets" / f"cvt_{group}.py"
+    script = ROOT / "datasets" / ("cvt_extraction.py" if name in EXTRACTION else f"cvt_{group}.py")
     done = subprocess.run(
         [sys.executable, script, name, "--workers", "1"], env=os.environ | {"CLEARCLIP_DATA": str(root)},
         capture_output=True, text=True, timeout=280,
@@ -382,3 +420,27 @@ def test_labels_of_the_other_sets_are_refused(tmp_path):
     assert done.returncode == 2
     assert "has the colour (7, 7, 7), which is none of this data set's" in done.stderr
     assert not list(tmp_path.rglob("ann_dir/*/*.png"))
+
+
+def extract(name, root):
+    command = [sys.executable, ROOT / "datasets/cvt_extraction.py", name, root, "--workers", "1"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_a_mask_of_0_and_1_has_the_class_where_it_is_1(tmp_path):
+    Tree(tmp_path).save("label/a.png", blocks([0, 1]))
+    Tree(tmp_path).save("label/b.png", blocks([0, 100, 128]))
+    assert extract("massachusetts", tmp_path).returncode == 0
+    for name, expected in (("a", [0, 1]), ("b", [0, 0, 1])):
+        with Image.open(tmp_path / f"label_cvt/{name}.png") as image:
+            assert (image.mode, np.array(image).tolist()) == ("L", blocks(expected).tolist())
+
+
+def test_a_mask_without_a_picture_is_named(tmp_path):
+    Tree(tmp_path).save("gt/7_mask.png", blocks([0, 255]))
+    done = extract("chn6_cug", tmp_path)
+    assert done.returncode == 2
+    assert "7_mask.png has no picture 7*.jpg below" in done.stderr
+    done = extract("massachusetts", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"no masks in {tmp_path} where `-h` says" in done.stderr

@@ -8,10 +8,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_sam import tiny_sam
 from torch import nn
-from transformers import SiglipTextConfig, SiglipTextModel
+from transformers import RadioConfig, RadioModel, SiglipTextConfig, SiglipTextModel
 
 from clearclip.attention import self_correlating_output
 from clearclip.backbones import load_backbone
@@ -33,14 +33,14 @@ def vit():
     ).eval()
 
 
-def random_head(out, generator):
+def random_head(out, generator, width=WIDTH):
     def linear(rows, columns):
         return torch.randn(rows, columns, generator=generator) / math.sqrt(columns), torch.randn(
             rows, generator=generator
         )
 
     state = {}
-    for name, shape in (("fc1", (40, WIDTH)), ("blocks.0.2", (40, 40)), ("final.2", (out, 40))):
+    for name, shape in (("fc1", (40, width)), ("blocks.0.2", (40, 40)), ("final.2", (out, 40))):
         state[f"{name}.weight"], state[f"{name}.bias"] = linear(*shape)
     for name in ("blocks.0.0", "final.0"):
         state[f"{name}.weight"] = 1 + 0.1 * torch.randn(40, generator=generator)
@@ -141,18 +141,49 @@ def test_forms_of_files(radio, state, tmp_path):
     torch.save({"state_dict": state, "args": argparse.Namespace(teachers=[{"name": "clip"}])}, tmp_path / "own.pth.tar")
     ours = "radio_model.adaptors.siglip2-g.head_mlp"
     renamed = {
-        name.replace("base_model.", "radio_model.model.").replace("_heads.siglip2-g", ours): value
+        name.replace("base_model.", "radio_model.model.")
+        .replace("_heads.siglip2-g", ours)
+        .replace("gamma", "grandma"): value
         for name, value in state.items()
     }
     save_file(renamed, tmp_path / "hub.safetensors")
     images = torch.randn(1, 3, 32, 48)
     expected = radio.project(radio.trunk(images).tokens())
-    for name in ("own.pth.tar", "hub.safetensors"):
+    (tmp_path / "model.safetensors").symlink_to("hub.safetensors")
+    for name in ("own.pth.tar", "hub.safetensors", "."):
         other = load_backbone("C-RADIOv3-B", str(tmp_path / name), device="cpu", precision="fp32")
         assert torch.equal(other.project(other.trunk(images).tokens()), expected)
     other.visual.sam_head = None
-    with pytest.raises(UserError, match=r"hub.safetensors has no head for SAM"):
+    with pytest.raises(UserError, match="has no head for SAM"):
         other.sam_features(expected)
+
+
+@torch.inference_mode()
+def test_version_4_is_transformers_own_network(tmp_path):
+    """As wide as SO400M, whose heads are wider than others; what SAM 3 taught is nothing that SAM reads."""
+    torch.manual_seed(0)
+    model = RadioModel(RadioConfig(hidden_size=1152, num_hidden_layers=2, mlp_ratio=0.125, max_img_size=128)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lambda" not in name:  # C-RADIO has no LayerScale
+            parameter.data += 0.03 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(tmp_path)
+    state = {k: v for k, v in load_file(tmp_path / "model.safetensors").items() if "layer_scale" not in k}
+    for name, out in (("_heads.siglip2-g", DIM), ("_heads.sam3", 12), ("_feature_projections.sam3", 32)):
+        state |= {f"{name}.{key}": value for key, value in random_head(out, generator, width=1152).items()}
+    save_file(state, tmp_path / "so400m.safetensors")
+    radio = load_backbone("C-RADIOv4-SO400M", str(tmp_path / "so400m.safetensors"), device="cpu", precision="fp32")
+    assert (radio.prefix_tokens, radio.blocks[0].heads, radio.dim) == (10, 16, DIM)
+    for shape in ((64, 96), (128, 128)):
+        images = torch.rand(2, 3, *shape, generator=generator)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (radio.mean, radio.std))
+        trunk = radio.trunk((images - mean) / std)
+        tokens = radio.run(1, trunk.tokens(), trunk.grid)
+        expected = model(images).last_hidden_state
+        close(radio.final_norm(tokens), expected)
+        close(radio.project(tokens), expected_head(state, "_heads.siglip2-g", expected))
+    with pytest.raises(UserError, match=r"so400m.safetensors has no head for SAM"):
+        radio.sam_features(expected)
 
 
 def test_older_heads_and_turned_features(state, tmp_path):

@@ -305,14 +305,24 @@ def test_temperature_is_another_name_of_logit_scale(make):
     assert not np.array_equal(one.scores, make()(picture(50, 70), NAMES, scores=True).scores)
 
 
+def test_the_logit_scale_that_a_model_was_trained_to(make, tiny_backbone, monkeypatch):
+    for key in ("logit_scale", "temperature"):
+        assert make(**{key: "model"}).logit_scale == pytest.approx(1 / 0.07)  # where OpenCLIP starts it
+    image = picture(50, 70)
+    assert np.array_equal(*(make(logit_scale=scale)(image, ["a"], scores=True).scores for scale in (50, "model")))
+    monkeypatch.setitem(tiny_backbone.__dict__, "logit_scale", None)
+    with pytest.raises(UserError, match=r"does not hold the logit scale that .* was trained to; give a number"):
+        make(logit_scale="model")
+
+
 def test_settings_at_their_ends(make):
     make(short_side=0, crop=0, stride=0, window_batch=1, logit_scale=np.float32(0.1), threshold=1, area_threshold=1.0)
     make(window_batch=None, short_side=np.int64(64), threshold=0)
     for settings, message in (
         ({"window_batch": 0}, "window_batch must be a whole number from 1 on, not 0"),
         ({"two_steps": "no"}, "two_steps must be True or False, not 'no'"),
-        ({"logit_scale": 0}, "logit_scale must be a number above 0, not 0"),
-        ({"temperature": 0}, "temperature must be a number above 0, not 0"),
+        ({"logit_scale": 0}, "logit_scale must be a number above 0, or model, not 0"),
+        ({"temperature": 0}, "temperature must be a number above 0, or model, not 0"),
         ({"threshold": 1.5}, r"threshold must be a number within 0\.\.1, not 1\.5"),
     ):
         with pytest.raises(UserError, match=message):

@@ -7,6 +7,7 @@ import open_clip
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from conftest import assert_near
 from safetensors.torch import save_file
 from timm.models.eva import Eva
@@ -15,6 +16,8 @@ from timm.models.vision_transformer import VisionTransformer
 from clearclip.backbones import list_backbones, load_backbone
 from clearclip.errors import UserError
 from clearclip.methods import create_method
+from clearclip.segmenter import Segmenter
+from clearclip.text import TextEmbeddings
 
 SIDE = 64
 SMALL = {"embed_dim": 64, "depth": 3, "num_heads": 2, "img_size": SIDE, "patch_size": 16}
@@ -121,6 +124,7 @@ def pair(request, tmp_path_factory):
 
 
 IMAGES = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+GENERATOR = torch.Generator().manual_seed(5)
 
 
 @torch.inference_mode()
@@ -137,7 +141,36 @@ def test_the_blocks_as_trained_give_the_librarys_tokens_and_its_pooled_output(pa
         final = torch.nn.Identity() if model.visual.final_ln_after_pool else backbone.final_norm
         assert_near(final(trunk.output())[:, 1:], model.visual(IMAGES)[1], 1e-5)
         model.visual.output_tokens = False
-    assert_near(backbone.pooled(trunk.output()), model.encode_image(IMAGES), 1e-5)
+    assert_near(pooled(backbone, trunk.output()), model.encode_image(IMAGES), 1e-5)
+
+
+def pooled(backbone, tokens):
+    """What the library's own head makes of tokens [B, P+N, D] of the last block's output."""
+    if hasattr(backbone.visual, "forward_head"):
+        return backbone.visual.forward_head(backbone.final_norm(tokens))
+    return backbone.head(backbone.visual._pool(tokens)[0])
+
+
+def test_the_logit_scale_and_bias_are_the_checkpoints(pair):
+    model, backbone, _ = pair
+    assert backbone.logit_scale == pytest.approx(model.logit_scale.exp().item())
+    assert backbone.logit_bias == pytest.approx(model.logit_bias.item())
+
+
+def test_one_name_has_the_probability_that_the_model_was_trained_to_give(pair):
+    """σ(scale · cos + bias); of several names the bias cancels."""
+    _, backbone, _ = pair
+    text = TextEmbeddings(("a", "b"), F.normalize(torch.randn(2, backbone.dim, generator=GENERATOR), dim=-1))
+    options = dict(text_embeddings=text, short_side=SIDE, crop=SIDE, stride=SIDE)
+    image = torch.randint(256, (3, SIDE, SIDE), dtype=torch.uint8, generator=GENERATOR)
+    plain, trained = (Segmenter("CLIP", backbone, logit_scale=scale, **options) for scale in (50.0, "model"))
+    assert trained.logit_scale == backbone.logit_scale
+    similarity = torch.from_numpy(plain(image, ["a"], scores=True).scores)
+    alone = torch.from_numpy(trained(image, ["a"], scores=True).scores)
+    assert_near(alone, (backbone.logit_scale * similarity + backbone.logit_bias).sigmoid(), 1e-5)
+    both = trained(image, ["a", "b"], scores=True)
+    expected = (backbone.logit_scale * torch.from_numpy(both.similarity)).softmax(dim=0)
+    assert_near(torch.from_numpy(both.scores), expected, 1e-5)
 
 
 @torch.inference_mode()

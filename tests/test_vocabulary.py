@@ -344,6 +344,7 @@ def test_template_sets_are_the_library_s():
         "imagenet80": 80,
         "imagenet7": 7,
         "car15": 15,
+        "tips9": 9,
         "single": 1,
     }
     for key, library in (

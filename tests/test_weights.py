@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from clearclip import weights
-from clearclip.backbones import blip, list_backbones, load_backbone
+from clearclip.backbones import list_backbones, load_backbone
 from clearclip.backbones.blip import BlipBackbone
 from clearclip.errors import UserError
 from clearclip.methods import create_method
@@ -34,7 +34,7 @@ def no_download(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("this must not reach for the hub")
 
-    monkeypatch.setattr(weights, "_download", refuse)
+    monkeypatch.setattr(weights, "hub_file", refuse)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def family_uses_quick_gelu(tag):
 
 
 def test_every_common_backbone_is_known_to_the_library(monkeypatch):
-    monkeypatch.setattr(weights, "_download", lambda arch, tag, known: Path("weights"))
+    monkeypatch.setattr(weights, "hub_file", lambda repository, *names: Path("weights"))
     assert set(COMMON.items()) <= set(list_backbones())
     for arch, tags in COMMON.items():
         for tag in tags:
@@ -82,7 +82,7 @@ def test_every_common_backbone_is_known_to_the_library(monkeypatch):
 
 
 def test_other_architectures_and_their_normalisation(monkeypatch):
-    monkeypatch.setattr(weights, "_download", lambda arch, tag, known: Path("weights"))
+    monkeypatch.setattr(weights, "hub_file", lambda repository, *names: Path("weights"))
     assert find_checkpoint("ViT-L-14:laion2b_s32b_b82k").mean == (0.5, 0.5, 0.5)
     assert find_checkpoint("ViT-L-14:openai").mean == weights.OPENAI_MEAN
     assert find_checkpoint("ViT-H-14-378-quickgelu:dfn5b").config["quick_gelu"]
@@ -100,7 +100,7 @@ def test_other_architectures_and_their_normalisation(monkeypatch):
 )
 def test_both_towers_compute_the_activation_of_their_family(backbone, expected, tiny_arch, tiny_folder, monkeypatch):
     path = tiny_folder / "open_clip_model.safetensors"
-    monkeypatch.setattr(weights, "_download", lambda arch, tag, known: path)
+    monkeypatch.setattr(weights, "hub_file", lambda repository, *names: path)
     loaded = load(backbone)
     assert activations(loaded.visual, loaded.text_tower) == {expected}
     assert loaded.tag == backbone.partition(":")[2]
@@ -108,7 +108,7 @@ def test_both_towers_compute_the_activation_of_their_family(backbone, expected, 
 
 def test_the_activation_is_asserted(tiny_arch, tiny_folder, monkeypatch):
     path = tiny_folder / "open_clip_model.safetensors"
-    monkeypatch.setattr(weights, "_download", lambda arch, tag, known: path)
+    monkeypatch.setattr(weights, "hub_file", lambda repository, *names: path)
     model = open_clip.CustomTextCLIP
     monkeypatch.setattr(open_clip, "CustomTextCLIP", lambda **options: model(**options | {"quick_gelu": False}))
     with pytest.raises(AssertionError, match="quick_gelu=True"):
@@ -330,8 +330,7 @@ def test_weights_folders(tiny_arch, tiny_state, tmp_path, monkeypatch, no_downlo
 
 def test_a_tag_wins_over_a_file_of_its_name(tiny_arch, tiny_state, tmp_path, monkeypatch):
     """A file called as a tag is written with its folder; one called as none needs neither folder nor suffix."""
-    monkeypatch.setattr(weights, "_download", lambda arch, tag, known: Path("downloaded"))
-    monkeypatch.setattr(blip, "hub_file", lambda repository, *names: Path("downloaded"))
+    monkeypatch.setattr(weights, "hub_file", lambda repository, *names: Path("downloaded"))
     monkeypatch.chdir(tmp_path)
     for name in ("openai", "mine", "coco"):
         torch.save(tiny_state, name)
@@ -407,7 +406,7 @@ def test_a_failed_download_ends_a_program_without_a_traceback(tmp_path):
 
 def test_auto_takes_openai_where_it_is_at_hand(monkeypatch, tmp_path, caplog, empty_hub_cache):
     monkeypatch.setattr(weights, "_embedded", lambda arch, config: EMBEDDED)
-    monkeypatch.setattr(weights, "_download", lambda arch, tag, known: Path("downloaded"))
+    monkeypatch.setattr(weights, "hub_file", lambda repository, *names: Path("downloaded"))
     monkeypatch.setattr(weights, "hub_answers", lambda: True)
     assert find_checkpoint("ViT-B-16", "auto").tag == "openai"
     assert find_checkpoint("ViT-B-16:auto").tag == "openai"
@@ -417,8 +416,12 @@ def test_auto_takes_openai_where_it_is_at_hand(monkeypatch, tmp_path, caplog, em
     with caplog.at_level(logging.WARNING):
         assert find_checkpoint("ViT-B-16", "auto") == EMBEDDED
     assert len(caplog.records) == 1
+    caplog.set_level(logging.WARNING)
     assert "openai-int8 (no model hub answers here)" in caplog.text
     assert find_checkpoint("ViT-L-14", "auto").tag == "openai"  # there is no other to fall back to
+    assert find_checkpoint("ViT-B-16-SigLIP2", "auto").tag == "webli"
+    assert find_checkpoint("ViT-H-14-worldwide", "auto").tag == "metaclip2_worldwide"
+    assert "weights: webli (OpenAI has none)" in caplog.text
 
     snapshot = empty_hub_cache / "models--timm--vit_base_patch16_clip_224.openai" / "snapshots" / "1"
     snapshot.mkdir(parents=True)

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from clearclip.errors import UserError, one_line
 from clearclip.products import attend, quicken
-from clearclip.state import content_hash, overflowing
+from clearclip.state import content_hash, load_state_dict, overflowing
 from clearclip.tensors import TensorCache
 from clearclip.trunk import QKV, Trunk
 from clearclip.weights import Checkpoint
 
+POSITIONS = ("size", "antialias", "bilinear", "antialias-bilinear")  # resampling of its embedding, besides "offset"
 CONSTANT_BYTES = 256 << 20  # of position embeddings and neighbourhoods
 
 
@@ -137,10 +138,6 @@ class Backbone(nn.Module):
         """The rest of `project`: normed tokens [..., D] to the joint space [..., dim]."""
         return self.project(states)
 
-    def pooled(self, tokens: Tensor) -> Tensor:
-        """What the model itself makes of an image, [B, dim], from tokens [B, P+N, D] of the last block's output."""
-        return self.project(tokens[:, 0] if self.prefix_tokens else tokens.mean(dim=1))
-
     def load_text_tower(self) -> nn.Module:
         """The text tower with the checkpoint's weights, float32 on the CPU."""
         raise NotImplementedError
@@ -174,6 +171,25 @@ class Backbone(nn.Module):
     def text_stand_in(self) -> bool:
         """Whether names are embedded by the text student (`clearclip.offline`), for want of a text tower."""
         return self.checkpoint.text_stand_in
+
+    @functools.cached_property
+    def logit_scale(self) -> float | None:
+        """What the model multiplied cosines by when its training ended; None where its file does not say."""
+        scale = self._logit_constants.get("scale")
+        return None if scale is None else scale.double().exp().item()
+
+    @functools.cached_property
+    def logit_bias(self) -> float | None:
+        """What it added then, in models trained by a sigmoid of each pair (SigLIP); None in others.
+
+        It is the same for all names, so that no softmax over names sees it.
+        """
+        bias = self._logit_constants.get("bias")
+        return None if bias is None else bias.double().item()
+
+    @functools.cached_property
+    def _logit_constants(self) -> dict[str, Tensor]:
+        return load_state_dict(self.checkpoint.path, "logit_")
 
     @functools.cached_property
     def content_hash(self) -> str:
@@ -235,11 +251,12 @@ def check_compiler() -> None:
 def resize_position_embedding(
     embedding: Tensor, grid: tuple[int, int], mode: str = "offset", prefix: int = 1
 ) -> Tensor:
-    """Resampling of a position embedding [P+G·G, D], P = `prefix`, to [P+h·w, D], bicubic but for `bilinear`.
+    """Resampling of a position embedding [P+G·G, D], P = `prefix`, to [P+h·w, D].
 
-    `offset` passes the scale (h + 0.1) / G to the sampler, as the published pipelines do: the sampling points
-    then lie slightly off those of the plain `size` mode, and their numbers depend on it. `antialias` is `size`
-    with torch's antialiasing, whose cubic kernel is another one even where the grid grows.
+    It is bicubic where the mode does not say bilinear. `offset` passes the scale (h + 0.1) / G to the sampler, as the
+    published pipelines do: the sampling points then lie slightly off those of the plain `size` mode, and their numbers
+    depend on it. `antialias` is `size` with torch's antialiasing, whose cubic kernel is another one even where the grid
+    grows; `bilinear` and `antialias-bilinear` are these two with a linear kernel.
     """
     first, patches = embedding[:prefix], embedding[prefix:]
     side = round(patches.shape[0] ** 0.5)
@@ -249,10 +266,9 @@ def resize_position_embedding(
     if mode == "offset":
         scale = [(length + 0.1) / side for length in grid]
         patches = F.interpolate(patches, scale_factor=scale, mode="bicubic")
-    elif mode in ("size", "antialias"):
-        patches = F.interpolate(patches, size=grid, mode="bicubic", antialias=mode == "antialias")
-    elif mode == "bilinear":
-        patches = F.interpolate(patches, size=grid, mode="bilinear")
+    elif mode in POSITIONS:
+        kernel = "bilinear" if mode.endswith("bilinear") else "bicubic"
+        patches = F.interpolate(patches, size=grid, mode=kernel, antialias=mode.startswith("antialias"))
     else:
-        raise ValueError(f"unknown position embedding mode {mode!r}; use offset, size, antialias or bilinear")
+        raise ValueError(f"unknown position embedding mode {mode!r}; use offset, {', '.join(POSITIONS)}")
     return torch.cat([first, patches.flatten(2)[0].T])  # [P + h·w, D]

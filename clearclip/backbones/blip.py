@@ -21,7 +21,7 @@ from clearclip.backbones import register
 from clearclip.backbones.openclip import OpenCLIPBackbone, fill
 from clearclip.errors import UserError
 from clearclip.state import load_state_dict
-from clearclip.weights import OPENAI_MEAN, OPENAI_STD, SUFFIXES, Checkpoint, hub_file, local_copy
+from clearclip.weights import OPENAI_MEAN, OPENAI_STD, Checkpoint, hub_file, named_weights, weights_in
 
 # The retrieval models, by the data they were tuned on; the first is the default.
 BLIP = {
@@ -197,28 +197,10 @@ def _config(arch: str) -> dict[str, Any]:
 
 
 def _from_name(arch: str, pretrained: str) -> Checkpoint:
-    default = next(iter(BLIP[arch]))
-    tag = default if pretrained in ("openai", "auto") else pretrained  # what every other backbone starts from
-    if tag not in BLIP[arch]:
-        path = Path(tag).expanduser()
-        name = path.absolute().name
-        if path.is_dir():
-            path = _weights_in(path)
-        if path.is_file():
-            return Checkpoint(arch, name, BLIP[arch][default], path, _config(arch))
-        if path.suffix in SUFFIXES:
-            raise UserError(f"weights file {tag} does not exist; give the path of a checkpoint or a tag")
-        raise UserError(f"no weights {tag!r} for {arch}; known are {', '.join(BLIP[arch])}, or give a file")
-    repository = BLIP[arch][tag]
-    try:
-        path = local_copy(f"{arch}.{tag}") or hub_file(repository, *FILES)
-    except Exception as error:  # the library raises whatever its transport raised
-        raise UserError(
-            f"the weights of {arch} {tag} ({repository}) could not be downloaded: give the path of a copy, or of the "
-            f"original checkpoint (model_{'base' if arch == 'BLIP-B' else 'large'}_retrieval_{tag}.pth), as "
-            f"--pretrained, or put it into a folder named by $CLEARCLIP_WEIGHTS as {arch}.{tag}.safetensors (or .pth), "
-            "or fill the hub's cache on a machine that reaches it"
-        ) from error
+    original = f"model_{'base' if arch == 'BLIP-B' else 'large'}_retrieval_coco.pth"
+    how = f"give the path of a copy, or of an original checkpoint such as {original}, as --pretrained"
+    tag, path = named_weights(arch, pretrained, BLIP[arch], *FILES, how=how)
+    repository = BLIP[arch].get(tag, next(iter(BLIP[arch].values())))
     return Checkpoint(arch, tag, repository, path, _config(arch))
 
 
@@ -232,17 +214,10 @@ def _from_folder(folder: Path) -> Checkpoint | None:
         if config["model_type"] != "blip":
             return None
         mean, std = preprocess.get("image_mean", OPENAI_MEAN), preprocess.get("image_std", OPENAI_STD)
-        path = _weights_in(folder)
+        path = weights_in(folder, FILES)
         return Checkpoint(folder.name, path.name, str(folder), path, config, tuple(mean), tuple(std))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder}/config.json does not describe a BLIP model ({type(error).__name__})") from None
-
-
-def _weights_in(folder: Path) -> Path:
-    for name in FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{folder} holds no weights; transformers saves a BLIP model as {' or '.join(FILES)}")
 
 
 def _find_tokenizer(checkpoint: Checkpoint) -> Path:

@@ -132,9 +132,6 @@ class OpenCLIPBackbone(Backbone):
     def head(self, states: Tensor) -> Tensor:
         return states @ self.visual.proj
 
-    def pooled(self, tokens: Tensor) -> Tensor:
-        return self.head(self.visual._pool(tokens)[0])
-
     def load_tokenizer(self) -> Callable[[list[str]], Tensor]:
         import open_clip
 

@@ -1,9 +1,13 @@
-"""C-RADIOv3 (Heinrich et al., CVPR 2025, arXiv 2412.07679) as a backbone: a ViT that SigLIP2, among others, taught.
+"""C-RADIOv3 (Heinrich et al., CVPR 2025, arXiv 2412.07679) and C-RADIOv4 (arXiv 2601.17237) as backbones.
 
-Its head for SigLIP2's summary reads patches as well, and SigLIP2's text tower names what it sees (RADSeg, arXiv
-2511.19704). The weights (NVIDIA Open Model Licence) are read as data: no code of theirs runs.
+They are ViTs that SigLIP2, among others, taught. The versions differ in their sizes, in how many tokens come before the
+patches and in the other teachers: SAM taught the third, SAM 3 the fourth, which so has nothing for `+SAM:encoder=own`.
 
-Not run with real weights: names of tensors are those that RADIO's public checkpoints are described to have.
+The head for SigLIP2's summary reads patches as well, and SigLIP2's text tower names what it sees (RADSeg, arXiv
+2511.19704, with the third version). The weights (NVIDIA Open Model Licence) are read as data: no code of theirs runs.
+
+Not run with real weights. The names of the ViT's tensors are those that timm and transformers read; those of the heads
+are as RADIO's public checkpoints are described.
 """
 
 import functools
@@ -23,15 +27,20 @@ from clearclip.backbones.base import Backbone, resize_position_embedding
 from clearclip.backbones.timm import TimmBlock
 from clearclip.errors import UserError
 from clearclip.state import load_state_dict
-from clearclip.weights import SUFFIXES, Checkpoint, hub_answers, hub_file, local_copy
+from clearclip.weights import Checkpoint, hub_answers, named_weights
 
-REPOSITORIES = {f"C-RADIOv3-{size}": f"nvidia/C-RADIOv3-{size}" for size in ("B", "L", "H", "g")}
-FILES = {name: f"{name.lower().replace('radiov3', 'radio_v3')}_half.pth.tar" for name in REPOSITORIES}
+VERSIONS = {"3": ("B", "L", "H", "g"), "4": ("SO400M", "H")}
+REPOSITORIES = {
+    f"C-RADIOv{version}-{size}": f"nvidia/C-RADIOv{version}-{size}"
+    for version, sizes in VERSIONS.items()
+    for size in sizes
+}
+HEADS = {1152: 16, 1280: 16}  # by width; of the other sizes each head is 64 wide
 TEXT_MODEL = "google/siglip2-giant-opt-patch16-384"
 TEXT_FOLDER = "siglip2-text"  # beside the weights
 MAX_TOKENS = 64  # of a prompt; shorter ones are padded, as SigLIP2 was trained
 PARTS = ("embedder.", "patch_normalizer.", "blocks.", "norm.", "feature_normalizer.")
-TEACHERS = {"text": "siglip2", "sam": "sam"}  # whose heads are read
+TEACHERS = {"text": "siglip2[^.]*", "sam": "sam"}  # whose heads are read
 HEAD_KINDS = {"text": ("_heads", "head_mlp"), "sam": ("_feature_projections", "feat_mlp")}
 
 
@@ -101,7 +110,7 @@ class ImageTower(nn.Module):
         super().__init__()
         width, pixels = state["embedder.weight"].shape
         depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-        heads = 16 if width == 1280 else width // 64  # the ViT-H has wider ones
+        heads = HEADS.get(width, width // 64)
         ratio = state["blocks.0.mlp.fc1.weight"].shape[0] / width
         norm: Any = functools.partial(nn.LayerNorm, eps=1e-6)
         self.patch_size, self.width = math.isqrt(pixels // 3), width
@@ -126,7 +135,7 @@ def _head(state: dict[str, Tensor], prefix: str) -> Any:
 
 
 class RadioBackbone(Backbone):
-    """C-RADIOv3. Its patches are read by the head that SigLIP2's summary taught it: the joint space is SigLIP2's.
+    """C-RADIOv3 or v4. Its patches are read by the head that SigLIP2's summary taught it: the joint space is SigLIP2's.
 
     Its position embedding is that of a large square, resampled bilinearly to the longer side and cut to the other.
     """
@@ -151,22 +160,15 @@ class RadioBackbone(Backbone):
 
     @classmethod
     def find(cls, name: str, pretrained: str) -> Checkpoint | None:
-        """The checkpoint of "C-RADIOv3-B", "-L", "-H" or "-g"; `pretrained` may be its file.
+        """The checkpoint of a name of `REPOSITORIES`; `pretrained` may be its file, or a folder with it.
 
         "openai" and "auto", which every other backbone starts from, mean "nvidia".
         """
         arch, _, tag = name.partition(":")
         if arch not in REPOSITORIES:
             return None
-        tag = tag or pretrained
-        if tag in ("nvidia", "openai", "auto"):
-            return _checkpoint(arch, "nvidia", _find_weights(arch))
-        path = Path(tag).expanduser()
-        if path.is_file():
-            return _checkpoint(arch, path.absolute().name, path)
-        if path.suffix in (*SUFFIXES, ".tar"):
-            raise UserError(f"weights file {tag} does not exist; give the path of a checkpoint or the tag nvidia")
-        raise UserError(f"no weights {tag!r} for {arch}; known are nvidia, or give a file")
+        tag, path = named_weights(arch, tag or pretrained, {"nvidia": REPOSITORIES[arch]}, *files(arch))
+        return _checkpoint(arch, tag, path)
 
     def embed(self, images: Tensor, position: str | None = None) -> Tensor:
         visual, patch = self.visual, self.patch_size
@@ -276,6 +278,7 @@ def image_state(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     own = {}
     for name, value in state.items():
         name = name.removeprefix("patch_generator.").replace("cls_token.token", "cls_token")
+        name = name.replace(".grandma", ".gamma")  # as the hub's files call it: transformers once renamed a gamma
         if name in ("pos_embed", "cls_token") or name.startswith(PARTS):
             own[name] = value
     for kind, teacher in TEACHERS.items():
@@ -290,25 +293,19 @@ def image_state(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 def _teacher_head(state: dict[str, Tensor], kind: str, teacher: str) -> dict[str, Tensor]:
     first, second = HEAD_KINDS[kind]
-    pattern = re.compile(rf"(?:{first}\.({teacher}[^.]*)|adaptors\.({teacher}[^.]*)\.{second})\.(.+)")
-    return {match[3]: value for name, value in state.items() if (match := pattern.fullmatch(name))}
+    pattern = re.compile(rf"(?:{first}\.{teacher}|adaptors\.{teacher}\.{second})\.(.+)")
+    return {match[1]: value for name, value in state.items() if (match := pattern.fullmatch(name))}
+
+
+def files(arch: str) -> tuple[str, str]:
+    """What a repository calls its weights: NVIDIA's own form, which has the teachers' heads, and transformers'."""
+    return f"{arch.lower().replace('radiov', 'radio_v')}_half.pth.tar", "model.safetensors"
 
 
 def _checkpoint(arch: str, tag: str, path: Path) -> Checkpoint:
     folder = path.absolute().parent / TEXT_FOLDER
     text_model = str(folder) if folder.is_dir() else TEXT_MODEL
     return Checkpoint(arch, tag, REPOSITORIES[arch], path, {"text_model": text_model})
-
-
-def _find_weights(arch: str) -> Path:
-    try:
-        return local_copy(f"{arch}.nvidia") or hub_file(REPOSITORIES[arch], FILES[arch])
-    except Exception as error:  # the library raises whatever its transport raised
-        raise UserError(
-            f"the weights of {arch} ({REPOSITORIES[arch]}) could not be downloaded: give the path of a copy as "
-            f"--pretrained, or put it into a folder named by $CLEARCLIP_WEIGHTS as {arch}.nvidia.safetensors (or "
-            ".pth), or fill the hub's cache on a machine that reaches it"
-        ) from error
 
 
 def _is_local(source: str) -> bool:
@@ -326,4 +323,4 @@ def _from_hub(checkpoint: Checkpoint, load: Callable[[], Any]) -> Any:
         ) from error
 
 
-register("RADIO", RadioBackbone, "C-RADIOv3, with the text tower of SigLIP2", "Heinrich et al., CVPR 2025")
+register("RADIO", RadioBackbone, "C-RADIOv3 and v4, with the text tower of SigLIP2", "Heinrich et al., CVPR 2025")

@@ -166,9 +166,6 @@ class TimmBackbone(OpenCLIPBackbone):
             states = pool.proj(F.linear(states, *(part.chunk(2)[1] for part in (pool.kv.weight, pool.kv.bias))))
         return tower.head(tower.fc_norm(states))
 
-    def pooled(self, tokens: Tensor) -> Tensor:
-        return self.visual.forward_head(self.final_norm(tokens))
-
 
 def timm_vit(arch: str, config: dict[str, Any]) -> bool:
     """Whether a model's image tower is a ViT of timm's. Raises UserError for another network of timm's."""

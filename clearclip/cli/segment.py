@@ -78,15 +78,22 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
 
 
 def print_lists() -> None:
-    from clearclip.backbones import list_backbones
+    from clearclip.backbones import BACKBONES, list_backbones
     from clearclip.methods import list_methods
+    from clearclip.refine import REFINEMENTS
 
     print("methods")
     for method in list_methods():
         print(f"  {method.name:12} {method.summary} ({method.paper})")
-    print("backbones: weights (any other OpenCLIP ViT with a class token as arch:tag)")
-    for name, tags in list_backbones():
-        print(f"  {name:12} {', '.join(tags)}")
+    print("refinements")
+    for refinement in REFINEMENTS.entries():
+        print(f"  +{refinement.name:11} {refinement.summary} ({refinement.paper})")
+    print("backbones: weights (any other ViT of OpenCLIP as arch:tag)")
+    width = max(len(name) for name, _ in list_backbones())
+    for family in BACKBONES.entries():
+        print(f"  {family.name}: {family.summary} ({family.paper})")
+        for name, tags in family.build.names.items():  # type: ignore[attr-defined]
+            print(f"    {name:{width}} {', '.join(tags)}")
 
 
 def segment(arguments: argparse.Namespace, status: Status) -> None:

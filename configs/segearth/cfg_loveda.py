@@ -1,21 +1,10 @@
-_base_ = "../remote_sensing/cfg_loveda.py"
+_base_ = ["../remote_sensing/cfg_loveda.py", "settings.py"]
 
-model = dict(
-    vocabulary="{{ fileDirname }}/cls_loveda.txt",
-    long_side=448,
-    crop=224,
-    stride=112,
-    threshold=0.3,
-)
+model = dict(_base_.segearth.model, vocabulary="{{ fileDirname }}/cls_loveda.txt", threshold=0.3)
 
 benchmark = dict(
     names="07690aa82316d721b7657adbb38dd56847e2392a35531c6086cf5a541428f409",
     protocol="segearth",
     published={"ViT-B-16": dict(MaskCLIP=27.8, SCLIP=30.4, ClearCLIP=32.4, GEM=31.6)},
-    source=dict(
-        MaskCLIP="third-party table (notes on ReAttnCLIP, CVPR 2026)",
-        SCLIP="third-party table (notes on ReAttnCLIP, CVPR 2026)",
-        ClearCLIP="third-party table (notes on ReAttnCLIP, CVPR 2026)",
-        GEM="third-party table (README of QwSAM3)",
-    ),
+    source=_base_.segearth.source,
 )

@@ -1,22 +1,10 @@
-_base_ = "../remote_sensing/cfg_vdd.py"
+_base_ = ["../remote_sensing/cfg_vdd.py", "settings.py"]
 
-model = dict(
-    vocabulary="{{ fileDirname }}/cls_vdd.txt",
-    long_side=448,
-    crop=224,
-    stride=112,
-    threshold=0.3,
-)
+model = dict(_base_.segearth.model, vocabulary="{{ fileDirname }}/cls_vdd.txt", threshold=0.3)
 
 benchmark = dict(
     names="b5f67d47c28a4286708afe89d0a8c66d7e7f6b44b9f084c170fc84724de893c4",
     protocol="segearth",
     published={"ViT-B-16": dict(CLIP=14.2, MaskCLIP=32.9, SCLIP=37.9, ClearCLIP=39.3, GEM=39.5)},
-    source=dict(
-        CLIP="third-party table (notes on ReAttnCLIP, CVPR 2026)",
-        MaskCLIP="third-party table (notes on ReAttnCLIP, CVPR 2026)",
-        SCLIP="third-party table (notes on ReAttnCLIP, CVPR 2026)",
-        ClearCLIP="third-party table (notes on ReAttnCLIP, CVPR 2026)",
-        GEM="third-party table (README of QwSAM3)",
-    ),
+    source=_base_.segearth.source,
 )

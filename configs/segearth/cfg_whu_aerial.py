@@ -1,0 +1,5 @@
+_base_ = ["../remote_sensing/cfg_whu_aerial.py", "settings.py"]
+
+model = dict(_base_.segearth.model, threshold=0.6)
+
+benchmark = dict(protocol="segearth")
