@@ -111,7 +111,7 @@ class Decoder:
             else torch.zeros(len(order), device=device).masked_fill(~kept[classes.long()], -torch.inf)
         )
         plain = self.query_class == tuple(range(len(order)))  # no synonyms: a query's place is its class
-        labels = torch.empty(maps.shape, dtype=dtype, device=device)
+        labels = scores.new_empty(maps.shape, dtype=dtype)
         for y, x, band in _bands(scores, maps.rows, maps.columns):
             query = _argmax(band if excluded is None else band + excluded)  # [r, w]
             label = query.to(dtype) if plain else classes[query]

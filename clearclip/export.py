@@ -7,8 +7,9 @@ stitching, refinements, the best class of each pixel. Outside stay reading files
     save_onnx(program, "cat.onnx")
     program.program.module()(images)  # [B, 3, H, W] uint8 to labels [B, H, W]
 
-Of one size, what is traced is the segmenter's own road, whatever its method. Of any size, windows and operators are
-made in the program, from H and W; that can be done for methods that look at one window after the other.
+There are two ways. Methods that look at one window after the other are traced for any size, or for one, and any number
+of pictures: `_Windows`. All others, and refinements, need a fixed size; what is traced is then the segmenter's own road
+for one picture: `_Road`.
 
 All scores [B, Q, H, W] are in memory at once, where a `Segmenter` makes them in bands: 20 names on 12 million pixels
 are 1 GB.
@@ -32,9 +33,10 @@ from torch.export import Dim, ExportedProgram
 
 from clearclip import windows
 from clearclip.decode import Decoder, LabelDecoder
-from clearclip.errors import UserError, one_line
+from clearclip.errors import UserError
 from clearclip.images import resized_shape
 from clearclip.masks import MaskProvider
+from clearclip.methods import Method
 from clearclip.paths import atomic_write
 from clearclip.segmenter import Segmenter
 from clearclip.text import Queries
@@ -42,11 +44,10 @@ from clearclip.view import View
 from clearclip.vocabulary import Vocabulary
 from clearclip.windows import Axis, plan_axis, resize_matrix
 
+PACKAGES = ("onnx", "onnxscript")  # that writing ONNX needs
 OUTPUTS = ("labels", "scores")
 LARGEST = 16384  # pixels of a side
 LARGEST_FILE = 1 << 31  # bytes of an ONNX file, a single message of Protocol Buffers
-OWN_WAY = "it makes labels of its scores in a way of its own"
-GIVE_SIZE = "give the size of your pictures, such as --size 448 672 (in Python size=(448, 672))"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 OPERATION = re.compile(r"\b(aten|prims|higher_order|torchvision)[.:]+\w+")
 COEFFICIENT = 1 << 11  # OpenCV's resize of bytes rounds its weights to multiples of 1 / 2048
@@ -83,7 +84,8 @@ def trace(
         floats: take float32 in 0..1, not uint8.
 
     Returns:
-        An `Exported`; its batch is dynamic.
+        An `Exported`. Its batch is dynamic where the method looks at one window after the other; else it takes one
+        picture at a time, and so it does with refinements.
 
     Raises:
         UserError: in one sentence, why a method or a setting cannot be exported.
@@ -96,16 +98,8 @@ def trace(
     with torch.inference_mode(False), torch.no_grad():
         queries = segmenter.queries(vocabulary)
         queries = replace(queries, text=queries.text.clone(), prepared=queries.for_scores.clone())
-        decoder = segmenter.decoder(queries)
-        module: nn.Module
-        if size is None:
-            if type(decoder) is not Decoder:
-                raise UserError(f"{segmenter.spec} cannot be exported: {OWN_WAY}; {GIVE_SIZE}")
-            module = _AnySize(segmenter, queries, decoder, output)
-        else:
-            module = _OneSize(segmenter, queries, decoder, output, size)
-        program = _trace(module.eval(), size, floats, segmenter)
-    shape = "B, 3, H, W" if size is None else f"1, 3, {size[0]}, {size[1]}"
+        program, batch = _traced(segmenter, queries, segmenter.decoder(queries), size, output, floats)
+    shape = ", ".join(map(str, (batch, 3, *(size or ("H", "W")))))
     about = {
         "names": list(queries.names),
         "output": output,
@@ -118,36 +112,60 @@ def trace(
 
 def obstacle(segmenter: Segmenter, dynamic: bool = False) -> str:
     """Why a segmenter cannot be exported, in one sentence; empty where nothing is known to be in the way."""
-    parts = (segmenter.method, *segmenter.refinements)
-    for part in parts:
+    for part in (segmenter.method, *segmenter.refinements):
         if any(isinstance(value, MaskProvider) for value in vars(part).values()):
             return f"{type(part).__name__} reads masks, which another program makes of each picture"
     if segmenter.resizer == "pil":
         return "Pillow's resize is not in it; use resize cv2 or device"
     if segmenter.device.type != "cpu" or segmenter.backbone.dtype != torch.float32 or segmenter.backbone.compiled:
         return "it is traced on the CPU in float32, not compiled; load it with device cpu and precision fp32"
-    if not dynamic:
-        return ""
-    for part, whole in zip(parts, (segmenter.sees_images, *[True] * len(segmenter.refinements))):
-        if whole:
-            return f"{type(part).__name__} works on whole pictures, in steps that depend on their size; {GIVE_SIZE}"
-    if segmenter.calibration is not None or segmenter.area_threshold > 0:
-        return f"{OWN_WAY}; {GIVE_SIZE}"
+    reason = _beyond_windows(segmenter) if dynamic else ""
+    return reason and f"{reason}; give the size of your pictures, such as --size 448 672 (in Python size=(448, 672))"
+
+
+def _beyond_windows(segmenter: Segmenter) -> str:
+    """What a segmenter does that is not in `_Windows`, in a few words; empty where all is."""
+    whole = [segmenter.method] * segmenter.sees_images + segmenter.refinements
+    if whole:
+        return f"{type(whole[0]).__name__} works on whole pictures, in steps that depend on their size"
     if not 0 < segmenter.crop <= segmenter.short_side:
-        return f"any size needs windows (crop) that fit into every picture (short_side); {GIVE_SIZE}"
+        return "any size needs windows (crop) that fit into every picture (short_side)"
+    if type(segmenter.method).decoder is not Method.decoder or segmenter.calibration or segmenter.area_threshold > 0:
+        return "labels are made of the scores of a whole picture"
     return ""
 
 
-def _trace(module: nn.Module, size: tuple[int, int] | None, floats: bool, segmenter: Segmenter) -> ExportedProgram:
+def _traced(
+    segmenter: Segmenter,
+    queries: Queries,
+    decoder: LabelDecoder,
+    size: tuple[int, int] | None,
+    output: str,
+    floats: bool,
+) -> tuple[ExportedProgram, int | str]:
+    """A program, and how many pictures it takes at a time."""
     side = segmenter.short_side or 64
     height, width = size or (side + side // 3, 2 * side)
-    example = torch.zeros(2 if size is None else 1, 3, height, width, dtype=torch.float32 if floats else torch.uint8)
-    shape: dict[int, Any] | None = None
+    example = torch.zeros(2, 3, height, width, dtype=torch.float32 if floats else torch.uint8)
+    shape: dict[int, Any] = {0: Dim("batch", min=1, max=1024)}
     if size is None:
-        shape = {0: Dim("batch", min=1, max=1024)}
         shape |= {2: Dim("height", min=2, max=LARGEST), 3: Dim("width", min=2, max=LARGEST)}
+    fits = size is None or max(size) * side <= segmenter.long_side * min(size)
+    if fits and type(decoder) is Decoder and not _beyond_windows(segmenter):
+        try:
+            return _export(segmenter, _Windows(segmenter, queries, decoder, output), example, shape), "B"
+        except UserError:  # as a rule it looks at each window by itself: their number must be known
+            if size is None:
+                raise
+    assert size is not None
+    return _export(segmenter, _Road(segmenter, queries, decoder, output, size), example[:1]), 1
+
+
+def _export(
+    segmenter: Segmenter, module: nn.Module, example: Tensor, shape: dict[int, Any] | None = None
+) -> ExportedProgram:
     try:
-        return torch.export.export(module, (example,), dynamic_shapes=shape and (shape,))
+        return torch.export.export(module.eval(), (example,), dynamic_shapes=shape and (shape,))
     except Exception as error:  # whatever a tracer meets
         raise UserError(f"{segmenter.spec} cannot be exported: {cause(error)}") from error
 
@@ -169,7 +187,7 @@ def _of_classes(scores: Tensor, query_class: Sequence[int]) -> Tensor:
     return torch.stack([torch.stack([scores[:, q] for q in some]).amax(dim=0) for some in owned], dim=1)
 
 
-class _OneSize(nn.Module):
+class _Road(nn.Module):
     """One picture of one size, [1, 3, H, W], by the segmenter's own road: windows and operators are constants."""
 
     def __init__(
@@ -204,8 +222,8 @@ class _OneSize(nn.Module):
         return View(self.backbone, seen, original, size, plan, len(plan), segmenter.stitcher)
 
 
-class _AnySize(nn.Module):
-    """Images [B, 3, H, W] of any size to labels or scores: windows of one size in numbers that depend on the picture's."""
+class _Windows(nn.Module):
+    """Images [B, 3, H, W] to labels or scores, all their windows at once, as many as H and W ask for."""
 
     def __init__(self, segmenter: Segmenter, queries: Queries, decoder: Decoder, output: str):
         super().__init__()
@@ -302,10 +320,7 @@ class _AnySize(nn.Module):
 
 
 def opencv_resize(images: Tensor, height: int, width: int) -> Tensor:
-    """int32 images [B, 3, H, W] in 0..255 to [B, 3, height, width], bilinear, rounded as OpenCV rounds bytes.
-
-    Of a photograph's values fewer than 1 in 1,000 differ from OpenCV's, by 1 level.
-    """
+    """int32 images [B, 3, H, W] in 0..255 to [B, 3, height, width], bilinear, rounded as OpenCV rounds bytes."""
     top, bottom, share = linear(images.shape[2], height)
     left, right, part = linear(images.shape[3], width)
     share = share[:, None]
@@ -320,10 +335,11 @@ def opencv_resize(images: Tensor, height: int, width: int) -> Tensor:
 
 def linear(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
     """A bilinear resize of one axis: for each of `target` pixels two of `source`, and the share of the second."""
-    place = ((torch.arange(target) + 0.5) * (source / target) - 0.5).clamp(min=0)
-    low = place.floor().long().clamp(max=source - 1)
-    high = (low + 1).clamp(max=source - 1)
-    return low, high, place - low
+    # Of whole numbers as long as that is possible: what is symbolic would be divided in float32.
+    place = (((2 * torch.arange(target) + 1) * source - target).double() / (2 * target)).float()
+    low = place.floor()
+    first = low.long()
+    return first.clamp(min=0), (first + 1).clamp(max=source - 1), place - low
 
 
 def _fixed(weights: Tensor) -> Tensor:
@@ -340,7 +356,8 @@ def save_onnx(exported: Exported, path: str | Path) -> None:
     Raises UserError where the packages for it are missing, where an operation has no counterpart in ONNX, and where
     the file would exceed the 2 GB that one can hold.
     """
-    need("onnx", "onnxscript")
+    for package in PACKAGES:
+        need(package)
     output, method = str(exported.about["output"]), exported.about["method"]
     try:
         with contextlib.redirect_stdout(io.StringIO()), _quiet():
@@ -352,7 +369,9 @@ def save_onnx(exported: Exported, path: str | Path) -> None:
             _tidy(made.model)
     except Exception as error:  # whatever a converter meets
         raise UserError(f"{method} cannot be written as ONNX: {cause(error)}") from error
-    weights = sum(value.const_value.nbytes for value in made.model.graph.initializers.values() if value.const_value is not None)
+    weights = sum(
+        value.const_value.nbytes for value in made.model.graph.initializers.values() if value.const_value is not None
+    )
     if weights >= LARGEST_FILE:
         raise UserError(f"{method} has {weights / 1e9:.1f} GB of weights, and an ONNX file holds 2; write a .pt2 file")
     made.model.metadata_props.update(
@@ -371,13 +390,12 @@ def _tidy(model: Any) -> None:
     optimizer.remove_unused_nodes(model)
 
 
-def need(*packages: str) -> Any:
-    """The first of some packages. Raises UserError where one is missing."""
+def need(package: str) -> Any:
+    """A package that ONNX files need. Raises UserError where it is missing."""
     try:
-        return [importlib.import_module(package) for package in packages][0]
-    except ImportError as error:
-        missing = next((name for name in packages if name == error.name), packages[0])
-        raise UserError(f'ONNX files need {missing}: pip install "clearclip[export]"') from None
+        return importlib.import_module(package)
+    except ImportError:
+        raise UserError(f'ONNX files need {package}: pip install "clearclip[export]"') from None
 
 
 def cause(error: BaseException) -> str:
@@ -387,9 +405,12 @@ def cause(error: BaseException) -> str:
     text = ANSI.sub("", str(error))
     if "data-dependent" in text or "data dependent" in text:
         return "its steps depend on what is in the picture, which a program made beforehand cannot know"
+    if ".numpy()" in text:
+        return "it takes the picture to a library other than PyTorch, which a program made of PyTorch's steps cannot"
     if operation := OPERATION.search(text):
         return f"its operation {operation[0]} has no counterpart"
-    return one_line(type(error)(text.strip().split("\n")[0])).split(". ")[0][:200]
+    first = " ".join(text.strip().partition("\n")[0].split()) or type(error).__name__
+    return first.partition(". ")[0].rstrip(".")[:200]
 
 
 def save_program(exported: Exported, path: str | Path) -> None:

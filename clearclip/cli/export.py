@@ -73,13 +73,14 @@ def export(arguments: argparse.Namespace, status: Status) -> None:
         raise UserError(f"{path} ends neither in .onnx nor in .pt2; say --format onnx or --format torch")
     check_writable(path)
     status.say("starting PyTorch")
-    from clearclip.export import need, save_onnx, save_program, trace
+    from clearclip.export import PACKAGES, need, save_onnx, save_program, trace
     from clearclip.images import read_image
     from clearclip.segmenter import Segmenter
     from clearclip.vocabulary import Vocabulary, load_vocabulary
 
     if form == "onnx":
-        need("onnxruntime", "onnxscript", "onnx")
+        for package in (*PACKAGES, "onnxruntime"):
+            need(package)
     if note := check_names(arguments.names or []):
         status.note(note)
     vocabulary = load_vocabulary(arguments.classes) if arguments.classes else Vocabulary.of(arguments.names)
