@@ -128,6 +128,8 @@ def _beyond_windows(segmenter: Segmenter) -> str:
     whole = [segmenter.method] * segmenter.sees_images + segmenter.refinements
     if whole:
         return f"{type(whole[0]).__name__} works on whole pictures, in steps that depend on their size"
+    if segmenter.resizer != "cv2":
+        return f"any size is resized as OpenCV does it, not as resize {segmenter.resizer}"
     if not 0 < segmenter.crop <= segmenter.short_side:
         return "any size needs windows (crop) that fit into every picture (short_side)"
     if type(segmenter.method).decoder is not Method.decoder or segmenter.calibration or segmenter.area_threshold > 0:

@@ -153,17 +153,20 @@ def pixels(picture: "np.ndarray", floats: bool) -> "np.ndarray":
 
 
 def runner(path: Path, form: str) -> "Run":
-    """A function that runs a file: images [B, 3, H, W] to labels or scores."""
+    """A function that runs a file, in as many threads as PyTorch has: images [B, 3, H, W] to labels or scores."""
+    import torch
+
     if form == "onnx":
         from clearclip.export import need
 
+        onnxruntime = need("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
         try:
-            session = need("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own have no common base
             raise UserError(f"{path} is written, but onnxruntime does not load it: {one_line(error)[:200]}") from error
         return lambda images: session.run(None, {"images": images})[0]
-    import torch
-
     module = torch.export.load(path).module()
 
     def run(images: "np.ndarray") -> "np.ndarray":
