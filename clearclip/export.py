@@ -21,6 +21,7 @@ import io
 import json
 import logging
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -218,8 +219,9 @@ class _Road(nn.Module):
         else:
             shape = resized_shape(*size, segmenter.short_side, segmenter.long_side)
             seen = opencv_resize(image[None], *shape)[0].to(torch.uint8)
+        height, width = seen.shape[1:]
         plan = windows.plan(
-            *seen.shape[1:], segmenter.crop, segmenter.stride, self.backbone.patch_size, segmenter.two_steps
+            height, width, segmenter.crop, segmenter.stride, self.backbone.patch_size, segmenter.two_steps
         )
         return View(self.backbone, seen, original, size, plan, len(plan), segmenter.stitcher)
 
@@ -417,8 +419,9 @@ def cause(error: BaseException) -> str:
 
 def save_program(exported: Exported, path: str | Path) -> None:
     """Write what `torch.export.load` reads; `about` is its extra file about.json."""
-    with atomic_write(Path(path)) as temporary:
-        about = json.dumps(dict(exported.about), ensure_ascii=False)
+    about = json.dumps(dict(exported.about), ensure_ascii=False)
+    with atomic_write(Path(path)) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No complete tensor found")  # of views, whose storage it keeps as a whole
         torch.export.save(exported.program, str(temporary), extra_files={"about.json": about})
 
 

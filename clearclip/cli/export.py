@@ -4,7 +4,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from clearclip.cli.inputs import check_names
 from clearclip.cli.options import add_modules
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     Run = Callable[["np.ndarray"], "np.ndarray"]
 
 FORMATS = {".onnx": "onnx", ".pt2": "torch"}
-T = TypeVar("T")
 
 
 def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -105,14 +104,18 @@ def export(arguments: argparse.Namespace, status: Status) -> None:
     print(f"{path}: {path.stat().st_size / 1e6:.0f} MB, {exported.about['input']} to {exported.about['output']}")
     status.say("comparing with PyTorch")
     run = runner(path, form)
+
+    def in_pytorch(picture: "np.ndarray") -> "np.ndarray":
+        result = segmenter(picture, vocabulary, scores=arguments.scores)
+        return result.similarity if arguments.scores else result.labels
+
     for name, picture in pictures.items():
         seen = picture if size is None else resized(picture, size)
-        expected, seconds = timed(lambda seen=seen: segmenter(seen, vocabulary, scores=arguments.scores))  # type: ignore[misc]
-        found, own_seconds = timed(lambda seen=seen: run(pixels(seen, arguments.floats))[0])  # type: ignore[misc]
-        wanted = expected.similarity if arguments.scores else expected.labels
+        wanted, seconds = timed(in_pytorch, seen)
+        found, own_seconds = timed(run, pixels(seen, arguments.floats))
         status.clear()
         print(
-            f"{name}, {seen.shape[1]} × {seen.shape[0]} pixels: {difference(found, wanted, exported)}; "
+            f"{name}, {seen.shape[1]} × {seen.shape[0]} pixels: {difference(found[0], wanted, exported)}; "
             f"{own_seconds:.2f} s, in PyTorch {seconds:.2f} s"
         )
 
@@ -129,11 +132,11 @@ def difference(found: "np.ndarray", wanted: "np.ndarray", exported: "Exported") 
     return f"{different} of {found.size} labels ({different / found.size:.3%}) differ from PyTorch's"
 
 
-def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What some work gives, and the seconds that it takes the second time: the first prepares much."""
-    work()
+def timed(work: "Run", images: "np.ndarray") -> tuple["np.ndarray", float]:
+    """What some work makes of images, and the seconds that it takes the second time: the first prepares much."""
+    work(images)
     start = time.perf_counter()
-    return work(), time.perf_counter() - start
+    return work(images), time.perf_counter() - start
 
 
 def resized(picture: "np.ndarray", size: tuple[int, int]) -> "np.ndarray":
