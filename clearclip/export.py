@@ -387,8 +387,7 @@ def save_onnx(exported: Exported, path: str | Path) -> None:
 
 def _tidy(model: Any) -> None:
     """Compute beforehand what is constant. The exporter's own rules take x + 1e-8 for x, and 0 / 0 for nothing."""
-    from onnxscript import optimizer
-
+    optimizer = need("onnxscript.optimizer")
     optimizer.inline(model)
     optimizer.fold_constants(model)
     optimizer.remove_unused_nodes(model)

@@ -99,11 +99,13 @@ def test_every_method_and_refinement_is_written_as_onnx_or_says_why(written, mak
         assert str(raised.value).isprintable()
         return
     save_onnx(trace(segmenter, NAMES, size), path)
+    found = set()
     for shape in shapes:
         image = picture(*shape)
         labels = onnx_run(path, batch(image))[0]
         assert share_that_differs(labels, segmenter(image, NAMES).labels) < 0.02
-        assert len(np.unique(labels)) > 1
+        found |= set(labels.flat)
+    assert len(found) > 1
 
 
 @pytest.mark.slow
