@@ -111,7 +111,7 @@ class Decoder:
             else torch.zeros(len(order), device=device).masked_fill(~kept[classes.long()], -torch.inf)
         )
         plain = self.query_class == tuple(range(len(order)))  # no synonyms: a query's place is its class
-        labels = torch.empty(maps.shape, dtype=dtype, device=device)
+        labels = scores.new_empty(maps.shape, dtype=dtype)
         for y, x, band in _bands(scores, maps.rows, maps.columns):
             query = _argmax(band if excluded is None else band + excluded)  # [r, w]
             label = query.to(dtype) if plain else classes[query]
@@ -163,6 +163,10 @@ def _bands(scores: Tensor, rows: Tensor, columns: Tensor) -> Iterator[tuple[slic
     The queries of a pixel lie side by side in memory, so that comparing them needs no strides.
     """
     height, width, queries = len(rows), len(columns), scores.shape[-1]
+    if torch.compiler.is_compiling():  # a tracer knows no buffer that is written over
+        across = (columns @ scores).flatten(1)
+        yield slice(None), slice(None), (rows @ across).unflatten(1, (-1, scores.shape[-1]))
+        return
     size = (BAND_BYTES if scores.device.type == "cpu" else DEVICE_BAND_BYTES) // 4
     w = min(width, max(1, size // (queries * BAND_ROWS)))
     r = min(height, max(1, size // (queries * w)))
@@ -190,7 +194,7 @@ def _nonzero(operator: Tensor) -> tuple[Tensor, Tensor | slice]:
 
 def tally(index: Tensor, bins: int) -> Tensor:
     """How often each of 0 … bins − 1 is in `index` [N], int64: [bins]. Nothing waits for the device."""
-    if index.device.type == "cpu":
+    if index.device.type == "cpu" and not torch.compiler.is_compiling():
         return torch.bincount(index, minlength=bins)
     one = torch.ones((), dtype=torch.int64, device=index.device)
     return torch.zeros(bins, dtype=torch.int64, device=index.device).scatter_add_(0, index, one.expand_as(index))
@@ -198,4 +202,6 @@ def tally(index: Tensor, bins: int) -> Tensor:
 
 def _argmax(scores: Tensor) -> Tensor:
     """Arg-max over the last axis, the first of equals. On a CPU NumPy's is vectorised, that of torch is not."""
-    return torch.from_numpy(scores.numpy().argmax(-1)) if scores.device.type == "cpu" else scores.argmax(dim=-1)
+    if scores.device.type == "cpu" and not torch.compiler.is_compiling():
+        return torch.from_numpy(scores.numpy().argmax(-1))
+    return scores.argmax(dim=-1)

@@ -1,11 +1,15 @@
 """A segmenter for one vocabulary as a program of its own: `torch.export`, and by it ONNX.
 
 Inside is all between a decoded picture and its labels: OpenCV's resize, windows, the network, text embeddings,
-stitching, the best class of each pixel. Outside stay reading files and turning them upright.
+stitching, refinements, the best class of each pixel. Outside stay reading files and turning them upright.
 
     program = trace(segmenter, ["cat", "grass, lawn", "sky"])
     save_onnx(program, "cat.onnx")
     program.program.module()(images)  # [B, 3, H, W] uint8 to labels [B, H, W]
+
+There are two ways. Methods that look at one window after the other are traced for any size, or for one, and any number
+of pictures: `_Windows`. All others, and refinements, need a fixed size; what is traced is then the segmenter's own road
+for one picture: `_Road`.
 
 All scores [B, Q, H, W] are in memory at once, where a `Segmenter` makes them in bands: 20 names on 12 million pixels
 are 1 GB.
@@ -16,8 +20,10 @@ import importlib
 import io
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,17 +33,24 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from clearclip import windows
-from clearclip.decode import Decoder
-from clearclip.errors import UserError, one_line
+from clearclip.decode import Decoder, LabelDecoder
+from clearclip.errors import UserError
 from clearclip.images import resized_shape
+from clearclip.masks import MaskProvider
+from clearclip.methods import Method
 from clearclip.paths import atomic_write
 from clearclip.segmenter import Segmenter
 from clearclip.text import Queries
+from clearclip.view import View
 from clearclip.vocabulary import Vocabulary
-from clearclip.windows import Axis, plan_axis, resize_matrix, stitch_operator
+from clearclip.windows import Axis, plan_axis, resize_matrix
 
+PACKAGES = ("onnx", "onnxscript")  # that writing ONNX needs
 OUTPUTS = ("labels", "scores")
 LARGEST = 16384  # pixels of a side
+LARGEST_FILE = 1 << 31  # bytes of an ONNX file, a single message of Protocol Buffers
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+OPERATION = re.compile(r"\b(aten|prims|higher_order|torchvision)[.:]+\w+")
 COEFFICIENT = 1 << 11  # OpenCV's resize of bytes rounds its weights to multiples of 1 / 2048
 
 
@@ -64,7 +77,7 @@ def trace(
     """Trace a segmenter for one vocabulary.
 
     Args:
-        segmenter: on the CPU, in float32; its method must work window by window.
+        segmenter: on the CPU, in float32.
         names: of classes, as a `Segmenter` takes them.
         size: (H, W) of all pictures; then windows and operators are constants. None: any size, whose sides differ by
             at most 2048 / short_side times, beyond which a `Segmenter` shrinks the picture further.
@@ -72,7 +85,8 @@ def trace(
         floats: take float32 in 0..1, not uint8.
 
     Returns:
-        An `Exported`; its batch is dynamic.
+        An `Exported`. Its batch is dynamic where the method looks at one window after the other; else it takes one
+        picture at a time, and so it does with refinements.
 
     Raises:
         UserError: in one sentence, why a method or a setting cannot be exported.
@@ -84,20 +98,13 @@ def trace(
         raise UserError(f"{segmenter.spec} cannot be exported: {reason}")
     with torch.inference_mode(False), torch.no_grad():
         queries = segmenter.queries(vocabulary)
-        decoder = segmenter.decoder(queries)
-        if type(decoder) is not Decoder:
-            raise UserError(f"{segmenter.spec} cannot be exported: it makes labels of its scores in a way of its own")
-        module: _Program
-        if size is None:
-            module = _AnySize(segmenter, queries, decoder, output)
-        else:
-            module = _OneSize(segmenter, queries, decoder, output, size)
-        program = _trace(module.eval(), size, floats, segmenter)
-    shape = "H, W" if size is None else f"{size[0]}, {size[1]}"
+        queries = replace(queries, text=queries.text.clone(), prepared=queries.for_scores.clone())
+        program, batch = _traced(segmenter, queries, segmenter.decoder(queries), size, output, floats)
+    shape = ", ".join(map(str, (batch, 3, *(size or ("H", "W")))))
     about = {
         "names": list(queries.names),
         "output": output,
-        "input": f"RGB, {'float32 in 0..1' if floats else 'uint8'}, [B, 3, {shape}]",
+        "input": f"RGB, {'float32 in 0..1' if floats else 'uint8'}, [{shape}]",
         "everything_else": queries.everything_else,
         **segmenter.about,
     }
@@ -106,39 +113,121 @@ def trace(
 
 def obstacle(segmenter: Segmenter, dynamic: bool = False) -> str:
     """Why a segmenter cannot be exported, in one sentence; empty where nothing is known to be in the way."""
-    method = type(segmenter.method).__name__
-    if segmenter.refinements:
-        return f"{type(segmenter.refinements[0]).__name__} refines a picture at a size and in steps that depend on it"
-    if segmenter.sees_images:
-        return f"{method} works on whole pictures, by steps that depend on what is in them"
-    if segmenter.calibration is not None:
-        return "a calibration has a decoder of its own; give its threshold alone"
-    if segmenter.area_threshold > 0:
-        return "area_threshold needs all labels of a picture before it decides on one; leave it out"
+    for part in (segmenter.method, *segmenter.refinements):
+        if any(isinstance(value, MaskProvider) for value in vars(part).values()):
+            return f"{type(part).__name__} reads masks, which another program makes of each picture"
     if segmenter.resizer == "pil":
         return "Pillow's resize is not in it; use resize cv2 or device"
     if segmenter.device.type != "cpu" or segmenter.backbone.dtype != torch.float32 or segmenter.backbone.compiled:
         return "it is traced on the CPU in float32, not compiled; load it with device cpu and precision fp32"
-    if dynamic and not 0 < segmenter.crop <= segmenter.short_side:
-        return "any size needs windows (crop) that fit into every picture (short_side); give a fixed size"
+    reason = _beyond_windows(segmenter) if dynamic else ""
+    return reason and f"{reason}; give the size of your pictures, such as --size 448 672 (in Python size=(448, 672))"
+
+
+def _beyond_windows(segmenter: Segmenter) -> str:
+    """What a segmenter does that is not in `_Windows`, in a few words; empty where all is."""
+    whole = [segmenter.method] * segmenter.sees_images + segmenter.refinements
+    if whole:
+        return f"{type(whole[0]).__name__} works on whole pictures, in steps that depend on their size"
+    if segmenter.resizer != "cv2":
+        return f"any size is resized as OpenCV does it, not as resize {segmenter.resizer}"
+    if not 0 < segmenter.crop <= segmenter.short_side:
+        return "any size needs windows (crop) that fit into every picture (short_side)"
+    if type(segmenter.method).decoder is not Method.decoder or segmenter.calibration or segmenter.area_threshold > 0:
+        return "labels are made of the scores of a whole picture"
     return ""
 
 
-def _trace(module: "_Program", size: tuple[int, int] | None, floats: bool, segmenter: Segmenter) -> ExportedProgram:
+def _traced(
+    segmenter: Segmenter,
+    queries: Queries,
+    decoder: LabelDecoder,
+    size: tuple[int, int] | None,
+    output: str,
+    floats: bool,
+) -> tuple[ExportedProgram, int | str]:
+    """A program, and how many pictures it takes at a time."""
     side = segmenter.short_side or 64
     height, width = size or (side + side // 3, 2 * side)
     example = torch.zeros(2, 3, height, width, dtype=torch.float32 if floats else torch.uint8)
     shape: dict[int, Any] = {0: Dim("batch", min=1, max=1024)}
     if size is None:
         shape |= {2: Dim("height", min=2, max=LARGEST), 3: Dim("width", min=2, max=LARGEST)}
+    fits = size is None or max(size) * side <= segmenter.long_side * min(size)
+    if fits and type(decoder) is Decoder and not _beyond_windows(segmenter):
+        try:
+            return _export(segmenter, _Windows(segmenter, queries, decoder, output), example, shape), "B"
+        except UserError:  # as a rule it looks at each window by itself: their number must be known
+            if size is None:
+                raise
+    assert size is not None
+    return _export(segmenter, _Road(segmenter, queries, decoder, output, size), example[:1]), 1
+
+
+def _export(
+    segmenter: Segmenter, module: nn.Module, example: Tensor, shape: dict[int, Any] | None = None
+) -> ExportedProgram:
     try:
-        return torch.export.export(module, (example,), dynamic_shapes=(shape,))
+        return torch.export.export(module.eval(), (example,), dynamic_shapes=shape and (shape,))
     except Exception as error:  # whatever a tracer meets
-        raise UserError(f"{segmenter.spec} cannot be exported: {one_line(error)[:300]}") from error
+        raise UserError(f"{segmenter.spec} cannot be exported: {cause(error)}") from error
 
 
-class _Program(nn.Module):
-    """Images [B, 3, H, W] to labels or scores."""
+def _bytes(images: Tensor) -> Tensor:
+    """Images, uint8 or float32 in 0..1, to int32 in 0..255."""
+    if images.dtype != torch.uint8:
+        images = (images.clamp(0, 1) * 255).round()
+    return images.to(torch.int32)
+
+
+def _of_classes(scores: Tensor, query_class: Sequence[int]) -> Tensor:
+    """Scores [B, Q, H, W] of queries to those of their classes, [B, C, H, W]: the largest of each one's."""
+    if list(query_class) == list(range(len(query_class))):
+        return scores
+    owned: list[list[int]] = [[] for _ in set(query_class)]
+    for query, owner in enumerate(query_class):
+        owned[owner].append(query)
+    return torch.stack([torch.stack([scores[:, q] for q in some]).amax(dim=0) for some in owned], dim=1)
+
+
+class _Road(nn.Module):
+    """One picture of one size, [1, 3, H, W], by the segmenter's own road: windows and operators are constants."""
+
+    def __init__(
+        self, segmenter: Segmenter, queries: Queries, decoder: LabelDecoder, output: str, size: tuple[int, int]
+    ):
+        super().__init__()
+        self.backbone = segmenter.backbone
+        self.segmenter, self.queries, self.decoder, self.output = segmenter, queries, decoder, output
+        # What depends on the size alone is made and kept here, so that a tracer finds it made.
+        self(torch.randint(256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        view = self.view(_bytes(images)[0])
+        (dense,) = self.segmenter.look([view], self.queries)
+        maps = self.segmenter.maps(view, dense, self.queries)
+        if self.output == "scores":
+            return _of_classes(maps.full()[None], self.queries.query_class)
+        return self.segmenter.decoded(view, maps, self.decoder).labels[None]
+
+    def view(self, image: Tensor) -> View:
+        """An int32 image [3, H, W] as `Segmenter.view` has it, all windows in one batch."""
+        segmenter, size = self.segmenter, (image.shape[1], image.shape[2])
+        original = image.to(torch.uint8)
+        if segmenter.resizer == "device" or not segmenter.short_side:
+            seen = segmenter.resize(original)
+        else:
+            shape = resized_shape(*size, segmenter.short_side, segmenter.long_side)
+            seen = opencv_resize(image[None], *shape)[0].to(torch.uint8)
+        height, width = seen.shape[1:]
+        plan = windows.plan(
+            height, width, segmenter.crop, segmenter.stride, self.backbone.patch_size, segmenter.two_steps
+        )
+        return View(self.backbone, seen, original, size, plan, len(plan), segmenter.stitcher)
+
+
+class _Windows(nn.Module):
+    """Images [B, 3, H, W] to labels or scores, all their windows at once, as many as H and W ask for."""
 
     def __init__(self, segmenter: Segmenter, queries: Queries, decoder: Decoder, output: str):
         super().__init__()
@@ -147,7 +236,6 @@ class _Program(nn.Module):
         # In the order of their classes the first best query belongs to the lowest best class.
         order = sorted(range(len(decoder.query_class)), key=lambda query: decoder.query_class[query])
         self.query_class = [decoder.query_class[query] for query in order]
-        self.several = self.query_class != list(range(len(order)))
         self.classes, self.threshold, self.scale = decoder.num_classes, decoder.threshold, decoder.logit_scale
         dtype = torch.uint8 if self.classes <= 256 else torch.int16
         self.text: Tensor
@@ -155,73 +243,11 @@ class _Program(nn.Module):
         self.label: Tensor
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("text", queries.for_scores.clone())
+        self.register_buffer("text", queries.for_scores)
         self.register_buffer("order", torch.tensor(order))
         self.register_buffer("label", torch.tensor(self.query_class, dtype=dtype))
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(segmenter.backbone, name))[:, None, None] * 255)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.dtype != torch.uint8:
-            images = (images.clamp(0, 1) * 255).round()
-        scores = self.full_scores(images.to(torch.int32))[:, self.order]  # [B, Q, H, W]
-        if self.output == "scores":
-            if not self.several:
-                return scores
-            parts = [[q for q, owner in enumerate(self.query_class) if owner == c] for c in range(self.classes)]
-            return torch.stack([scores[:, part[0] : part[-1] + 1].amax(dim=1) for part in parts], dim=1)
-        best = scores.argmax(dim=1)
-        labels = self.label[best] if self.several else best.to(self.label.dtype)
-        if self.threshold > 0:
-            share = ((scores - scores.amax(dim=1, keepdim=True)) * self.scale).exp().sum(dim=1)
-            labels = torch.where(1 / share < self.threshold, torch.zeros_like(labels), labels)
-        return labels
-
-    def full_scores(self, images: Tensor) -> Tensor:
-        """int32 images in 0..255 to the scores [B, Q, H, W] of all queries."""
-        raise NotImplementedError
-
-    def window_scores(self, cut: Tensor) -> Tensor:
-        """Normalised windows [n, 3, h, w] to scores [n, Q, h', w']."""
-        return self.method.scores(self.backbone.trunk(cut), self.text)
-
-    def normalised(self, images: Tensor) -> Tensor:
-        return (images.float() - self.mean) / self.std
-
-
-class _OneSize(_Program):
-    """Pictures of one size: windows and operators are constants."""
-
-    def __init__(self, segmenter: Segmenter, queries: Queries, decoder: Decoder, output: str, size: tuple[int, int]):
-        super().__init__(segmenter, queries, decoder, output)
-        self.size = size
-        self.resized = resized_shape(*size, self.short_side) if self.short_side else size
-        self.plan = windows.plan(
-            *self.resized, self.crop, self.stride, segmenter.backbone.patch_size, segmenter.two_steps
-        )
-        grid = self.window_scores(torch.zeros(1, 3, *self.plan.window_shape)).shape[2:]
-        self.rows: Tensor
-        self.columns: Tensor
-        for name, axis, patches, target in zip(("rows", "columns"), (self.plan.rows, self.plan.columns), grid, size):
-            self.register_buffer(name, stitch_operator(axis, patches, target))
-
-    def full_scores(self, images: Tensor) -> Tensor:
-        if self.resized != self.size:
-            images = opencv_resize(images, *self.resized)
-        rows, columns = self.plan.rows, self.plan.columns
-        padding = [*_padding(columns), *_padding(rows)]
-        pixels = self.normalised(images)
-        cut = [pixels[:, :, y : y + rows.size, x : x + columns.size] for y in rows.starts for x in columns.starts]
-        n, m = len(rows.starts), len(columns.starts)
-        scores = self.window_scores(F.pad(torch.stack(cut, dim=1).flatten(0, 1), padding))
-        return _stitched(scores.unflatten(0, (-1, n * m)), n, m, self.rows, self.columns)
-
-
-class _AnySize(_Program):
-    """Pictures of any size: windows of one size in numbers that depend on the picture's."""
-
-    def __init__(self, segmenter: Segmenter, queries: Queries, decoder: Decoder, output: str):
-        super().__init__(segmenter, queries, decoder, output)
         self.axis = plan_axis(self.crop, self.crop, self.stride, segmenter.backbone.patch_size)
         grid = self.window_scores(torch.zeros(1, 3, self.axis.padded, self.axis.padded)).shape[2:]
         self.up_rows: Tensor
@@ -230,11 +256,26 @@ class _AnySize(_Program):
             up = resize_matrix(patches, self.axis.padded)[self.axis.before : self.axis.before + self.crop]
             self.register_buffer(name, up.clone())
 
+    def forward(self, images: Tensor) -> Tensor:
+        scores = self.full_scores(_bytes(images))[:, self.order]  # [B, Q, H, W]
+        if self.output == "scores":
+            return _of_classes(scores, self.query_class)
+        labels = self.label[scores.argmax(dim=1)]
+        if self.threshold > 0:
+            share = ((scores - scores.amax(dim=1, keepdim=True)) * self.scale).exp().sum(dim=1)
+            labels = torch.where(1 / share < self.threshold, torch.zeros_like(labels), labels)
+        return labels
+
+    def window_scores(self, cut: Tensor) -> Tensor:
+        """Normalised windows [n, 3, h, w] to scores [n, Q, h', w']."""
+        return self.method.scores(self.backbone.trunk(cut), self.text)
+
     def full_scores(self, images: Tensor) -> Tensor:
+        """int32 images in 0..255 to the scores [B, Q, H, W] of all queries."""
         height, width = images.shape[2:]
         shorter = cast(int, torch.sym_min(height, width))  # a tracer's own kind of int
         h, w = ((2 * side * self.short_side + shorter) // (2 * shorter) for side in (height, width))  # rounded
-        pixels = self.normalised(opencv_resize(images, h, w))
+        pixels = (opencv_resize(images, h, w).float() - self.mean) / self.std
         along, across = self.starts(cast(int, torch.sym_max(h, w)))
         tall = torch.full((), height) > torch.full((), width)
         tops, lefts = torch.where(tall, along, across), torch.where(tall, across, along)  # [N]
@@ -283,10 +324,7 @@ class _AnySize(_Program):
 
 
 def opencv_resize(images: Tensor, height: int, width: int) -> Tensor:
-    """int32 images [B, 3, H, W] in 0..255 to [B, 3, height, width], bilinear, rounded as OpenCV rounds bytes.
-
-    Of a photograph's values fewer than 1 in 1,000 differ from OpenCV's, by 1 level.
-    """
+    """int32 images [B, 3, H, W] in 0..255 to [B, 3, height, width], bilinear, rounded as OpenCV rounds bytes."""
     top, bottom, share = linear(images.shape[2], height)
     left, right, part = linear(images.shape[3], width)
     share = share[:, None]
@@ -301,10 +339,11 @@ def opencv_resize(images: Tensor, height: int, width: int) -> Tensor:
 
 def linear(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
     """A bilinear resize of one axis: for each of `target` pixels two of `source`, and the share of the second."""
-    place = ((torch.arange(target) + 0.5) * (source / target) - 0.5).clamp(min=0)
-    low = place.floor().long().clamp(max=source - 1)
-    high = (low + 1).clamp(max=source - 1)
-    return low, high, place - low
+    # Of whole numbers as long as that is possible: what is symbolic would be divided in float32.
+    place = (((2 * torch.arange(target) + 1) * source - target).double() / (2 * target)).float()
+    low = place.floor()
+    first = low.long()
+    return first.clamp(min=0), (first + 1).clamp(max=source - 1), place - low
 
 
 def _fixed(weights: Tensor) -> Tensor:
@@ -315,31 +354,30 @@ def _padding(axis: Axis) -> tuple[int, int]:
     return axis.before, axis.padded - axis.size - axis.before
 
 
-def _stitched(scores: Tensor, n: int, m: int, rows: Tensor, columns: Tensor) -> Tensor:
-    """Scores [B, n·m, Q, h, w] of windows to [B, Q, H, W]."""
-    tiled = scores.unflatten(1, (n, m)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-    return rows @ tiled @ columns.T
-
-
 def save_onnx(exported: Exported, path: str | Path) -> None:
     """Write an ONNX file whose metadata are `about`, its names as JSON.
 
-    Raises UserError where the packages for it are missing, and where an operation has no counterpart in ONNX.
+    Raises UserError where the packages for it are missing, where an operation has no counterpart in ONNX, and where
+    the file would exceed the 2 GB that one can hold.
     """
-    for package in ("onnx", "onnxscript"):
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise UserError(f'ONNX files need {package}: pip install "clearclip[export]"') from None
-    output = str(exported.about["output"])
+    for package in PACKAGES:
+        need(package)
+    output, method = str(exported.about["output"]), exported.about["method"]
     try:
         with contextlib.redirect_stdout(io.StringIO()), _quiet():
             made = torch.onnx.export(
-                exported.program, (), input_names=["images"], output_names=[output], dynamo=True, verbose=False
-            )
+                exported.program, (), input_names=["images"], output_names=[output],
+                dynamo=True, verbose=False, optimize=False,
+            )  # fmt: skip
+            assert made is not None
+            _tidy(made.model)
     except Exception as error:  # whatever a converter meets
-        raise UserError(f"{exported.about['method']} cannot be written as ONNX: {one_line(error)[:300]}") from error
-    assert made is not None
+        raise UserError(f"{method} cannot be written as ONNX: {cause(error)}") from error
+    weights = sum(
+        value.const_value.nbytes for value in made.model.graph.initializers.values() if value.const_value is not None
+    )
+    if weights >= LARGEST_FILE:
+        raise UserError(f"{method} has {weights / 1e9:.1f} GB of weights, and an ONNX file holds 2; write a .pt2 file")
     made.model.metadata_props.update(
         {key: value if isinstance(value, str) else json.dumps(value) for key, value in exported.about.items()}
     )
@@ -347,10 +385,42 @@ def save_onnx(exported: Exported, path: str | Path) -> None:
         made.save(str(temporary), external_data=False)
 
 
+def _tidy(model: Any) -> None:
+    """Compute beforehand what is constant. The exporter's own rules take x + 1e-8 for x, and 0 / 0 for nothing."""
+    optimizer = need("onnxscript.optimizer")
+    optimizer.inline(model)
+    optimizer.fold_constants(model)
+    optimizer.remove_unused_nodes(model)
+
+
+def need(package: str) -> Any:
+    """A package that ONNX files need. Raises UserError where it is missing."""
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise UserError(f'ONNX files need {package}: pip install "clearclip[export]"') from None
+
+
+def cause(error: BaseException) -> str:
+    """Why a tracer or a converter gave up, in a few words: the first error of its chain says it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = ANSI.sub("", str(error))
+    if "data-dependent" in text or "data dependent" in text:
+        return "its steps depend on what is in the picture, which a program made beforehand cannot know"
+    if ".numpy()" in text:
+        return "it takes the picture to a library other than PyTorch, which a program made of PyTorch's steps cannot"
+    if operation := OPERATION.search(text):
+        return f"its operation {operation[0]} has no counterpart"
+    first = " ".join(text.strip().partition("\n")[0].split()) or type(error).__name__
+    return first.partition(". ")[0].rstrip(".")[:200]
+
+
 def save_program(exported: Exported, path: str | Path) -> None:
     """Write what `torch.export.load` reads; `about` is its extra file about.json."""
-    with atomic_write(Path(path)) as temporary:
-        about = json.dumps(dict(exported.about), ensure_ascii=False)
+    about = json.dumps(dict(exported.about), ensure_ascii=False)
+    with atomic_write(Path(path)) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No complete tensor found")  # of views, whose storage it keeps as a whole
         torch.export.save(exported.program, str(temporary), extra_files={"about.json": about})
 
 
@@ -365,4 +435,4 @@ def _quiet() -> Any:
         logging.disable(before)
 
 
-__all__ = ["Exported", "obstacle", "save_onnx", "save_program", "trace"]
+__all__ = ["Exported", "cause", "need", "obstacle", "save_onnx", "save_program", "trace"]

@@ -1,24 +1,25 @@
 """Write a segmenter for one vocabulary into a file: `clearclip export pets.onnx --names cat "grass, lawn" sky`."""
 
 import argparse
-import importlib
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clearclip.cli.inputs import check_names
 from clearclip.cli.options import add_modules
 from clearclip.cli.segment import SAMPLE
 from clearclip.cli.status import Status
 from clearclip.config import sanity_folder
-from clearclip.errors import UserError, program
+from clearclip.errors import UserError, one_line, program
 from clearclip.paths import check_writable
 
 if TYPE_CHECKING:
     import numpy as np
 
     from clearclip.export import Exported
-    from clearclip.segmenter import Segmenter
-    from clearclip.vocabulary import Vocabulary
+
+    Run = Callable[["np.ndarray"], "np.ndarray"]
 
 FORMATS = {".onnx": "onnx", ".pt2": "torch"}
 
@@ -48,7 +49,7 @@ def parse_arguments(argv: list[str] | None = None, prog: str | None = None) -> a
     out.add_argument("--scores", action="store_true", help="give the similarity of each class, not labels")
     out.add_argument("--float", action="store_true", dest="floats", help="take float32 in 0..1, not uint8")
     out.add_argument("--format", choices=list(FORMATS.values()), help="default: by the name of the file")
-    out.add_argument("--check", metavar="IMAGE", help="the picture to compare on (default: a sample)")
+    out.add_argument("--check", nargs="+", metavar="IMAGE", help="pictures to compare on (default: a sample)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     add_modules(parser)
     return parser.parse_args(argv)
@@ -71,17 +72,18 @@ def export(arguments: argparse.Namespace, status: Status) -> None:
         raise UserError(f"{path} ends neither in .onnx nor in .pt2; say --format onnx or --format torch")
     check_writable(path)
     status.say("starting PyTorch")
-    from clearclip.export import save_onnx, save_program, trace
+    from clearclip.export import PACKAGES, need, save_onnx, save_program, trace
     from clearclip.images import read_image
     from clearclip.segmenter import Segmenter
     from clearclip.vocabulary import Vocabulary, load_vocabulary
 
+    if form == "onnx":
+        for package in (*PACKAGES, "onnxruntime"):
+            need(package)
     if note := check_names(arguments.names or []):
         status.note(note)
     vocabulary = load_vocabulary(arguments.classes) if arguments.classes else Vocabulary.of(arguments.names)
-    picture = read_image(arguments.check or str(sanity_folder() / SAMPLE))
-    if form == "onnx":
-        onnxruntime()
+    pictures = {name: read_image(name) for name in arguments.check or [str(sanity_folder() / SAMPLE)]}
     status.say(f"loading {arguments.backbone} ({arguments.pretrained})")
     segmenter = Segmenter(
         arguments.method,
@@ -101,59 +103,81 @@ def export(arguments: argparse.Namespace, status: Status) -> None:
     status.clear()
     print(f"{path}: {path.stat().st_size / 1e6:.0f} MB, {exported.about['input']} to {exported.about['output']}")
     status.say("comparing with PyTorch")
-    print(compare(path, form, segmenter, vocabulary, exported, picture, size))
+    run = runner(path, form)
+
+    def in_pytorch(picture: "np.ndarray") -> "np.ndarray":
+        result = segmenter(picture, vocabulary, scores=arguments.scores)
+        return result.similarity if arguments.scores else result.labels
+
+    for name, picture in pictures.items():
+        seen = picture if size is None else resized(picture, size)
+        wanted, seconds = timed(in_pytorch, seen)
+        found, own_seconds = timed(run, pixels(seen, arguments.floats))
+        status.clear()
+        print(
+            f"{name}, {seen.shape[1]} × {seen.shape[0]} pixels: {difference(found[0], wanted, exported)}; "
+            f"{own_seconds:.2f} s, in PyTorch {seconds:.2f} s"
+        )
 
 
-def compare(
-    path: Path,
-    form: str,
-    segmenter: "Segmenter",
-    vocabulary: "Vocabulary",
-    exported: "Exported",
-    picture: "np.ndarray",
-    size: tuple[int, int] | None,
-) -> str:
-    """How labels, or scores, of a picture from the file differ from those of the segmenter, in a sentence."""
+def difference(found: "np.ndarray", wanted: "np.ndarray", exported: "Exported") -> str:
+    """How labels, or scores, of a picture from a file differ from those of the segmenter, in a few words."""
     import numpy as np
 
-    if size is not None:
-        from PIL import Image
-
-        picture = np.asarray(Image.fromarray(picture).resize(size[::-1]))
-    scores = exported.about["output"] == "scores"
-    expected = segmenter(picture, vocabulary, scores=scores)
-    pixels = np.ascontiguousarray(picture.transpose(2, 0, 1)[None])
-    if str(exported.about["input"]).startswith("RGB, float32"):
-        pixels = pixels.astype(np.float32) / 255
-    found = run(path, form, pixels)[0]
-    where = f"on a picture of {picture.shape[1]} × {picture.shape[0]} pixels"
-    if scores:
-        return f"scores differ from PyTorch's by at most {np.abs(found - expected.similarity).max():.2g} {where}"
-    different = int((found != expected.labels).sum())
+    if exported.about["output"] == "scores":
+        return f"scores differ from PyTorch's by at most {np.abs(found - wanted).max():.2g}"
+    different = int((found != wanted).sum())
     if not different:
-        return f"all labels are PyTorch's {where}"
-    return f"{different} of {found.size} labels ({different / found.size:.3%}) differ from PyTorch's {where}"
+        return "all labels are PyTorch's"
+    return f"{different} of {found.size} labels ({different / found.size:.3%}) differ from PyTorch's"
 
 
-def run(path: Path, form: str, pixels: "np.ndarray") -> "np.ndarray":
-    """What a file makes of images [B, 3, H, W]."""
-    if form == "onnx":
-        session = onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        made: np.ndarray = session.run(None, {"images": pixels})[0]
-        return made
+def timed(work: "Run", images: "np.ndarray") -> tuple["np.ndarray", float]:
+    """What some work makes of images, and the seconds that it takes the second time: the first prepares much."""
+    work(images)
+    start = time.perf_counter()
+    return work(images), time.perf_counter() - start
+
+
+def resized(picture: "np.ndarray", size: tuple[int, int]) -> "np.ndarray":
+    """A picture [H, W, 3] at another size (H, W), as examples/onnx_segment.py has it."""
+    import numpy as np
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(picture).resize(size[::-1]))
+
+
+def pixels(picture: "np.ndarray", floats: bool) -> "np.ndarray":
+    """A picture [H, W, 3] as a file takes it, [1, 3, H, W]."""
+    import numpy as np
+
+    images = np.ascontiguousarray(picture.transpose(2, 0, 1)[None])
+    return images.astype(np.float32) / 255 if floats else images
+
+
+def runner(path: Path, form: str) -> "Run":
+    """A function that runs a file, in as many threads as PyTorch has: images [B, 3, H, W] to labels or scores."""
     import torch
 
-    with torch.no_grad():
-        made = torch.export.load(path).module()(torch.from_numpy(pixels)).numpy()
-    return made
+    if form == "onnx":
+        from clearclip.export import need
 
+        onnxruntime = need("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own have no common base
+            raise UserError(f"{path} is written, but onnxruntime does not load it: {one_line(error)[:200]}") from error
+        return lambda images: session.run(None, {"images": images})[0]
+    module = torch.export.load(path).module()
 
-def onnxruntime() -> Any:
-    """The package. Raises UserError where it is missing."""
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError:
-        raise UserError('ONNX files need onnxruntime and onnxscript: pip install "clearclip[export]"') from None
+    def run(images: "np.ndarray") -> "np.ndarray":
+        with torch.no_grad():
+            made: np.ndarray = module(torch.from_numpy(images)).numpy()
+        return made
+
+    return run
 
 
 @program

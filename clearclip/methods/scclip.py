@@ -114,11 +114,19 @@ def outlier_factors(patches: Tensor) -> Tensor:
     if count < 2:
         return torch.ones(patches.shape[:2], device=patches.device)
     itself = torch.eye(count, dtype=torch.bool, device=patches.device)
-    distances = torch.cdist(patches, patches).square().masked_fill(itself, torch.inf)
+    distances = squared_distances(patches).masked_fill(itself, torch.inf)
     nearest, neighbours = distances.topk(min(NEIGHBOURS, count - 1), largest=False)  # [B, N, k]
     farthest = nearest[..., -1].clamp(min=1e-10)  # [B, N]
     density = (1 / farthest).unsqueeze(1).expand(-1, count, -1).gather(2, neighbours)
     return farthest * density.mean(dim=-1)
+
+
+def squared_distances(patches: Tensor) -> Tensor:
+    """Between patches [B, N, D]: [B, N, N]."""
+    if torch.compiler.is_compiling():  # ONNX has no `cdist`; this is how PyTorch computes it, too
+        square = patches.square().sum(dim=-1, keepdim=True)
+        return (square + square.mT - 2 * patches @ patches.mT).clamp(min=0)
+    return torch.cdist(patches, patches).square()
 
 
 def replace_outliers(patches: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
