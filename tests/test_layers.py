@@ -16,7 +16,7 @@ ORDER = [  # each module or folder imports only those before it
     "products", "trunk", "backbones", "vision", "vocabulary", "other", "text", "attention", "windows", "view", "masks",
     "decode", "calibration", "refine", "methods", "spec", "visualize", "coco", "segmentation", "segmenter", "export",
     "video", "config", "analysis", "doctor",
-    "evaluation", "cli", "__main__",
+    "app", "evaluation", "cli", "__main__",
 ]  # fmt: skip
 EXCEPTIONS = {
     ("trunk", "backbones"): "the type of an argument, which is imported for type checkers alone",
@@ -30,7 +30,7 @@ EXTRAS = {
     "cli/analyze.py": "analysis",
     "evaluation": "eval",
     "refine/diffusion.py": "diffusion",
-    "cli/app.py": "app",
+    "app/page.py": "app",
     "cli/export.py": "export",
 }
 DISTRIBUTIONS = packages_distributions()  # cv2 to ["opencv-python"]

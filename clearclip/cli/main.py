@@ -8,6 +8,7 @@ from clearclip.errors import UserError, program
 
 COMMANDS = {  # each a module of this package
     "segment": "segment pictures into anything that you can name",
+    "app": "serve a page on this machine: pictures, names, regions and why",
     "analyze": "figures and arrays of why a patch gets its class",
     "eval": "evaluate a method on one benchmark and record the result",
     "table": "evaluate methods on benchmarks and print one table",
