@@ -31,6 +31,7 @@ EXTRAS = {
     "evaluation": "eval",
     "refine/diffusion.py": "diffusion",
     "app/page.py": "app",
+    "cli/app.py": "app",
     "cli/export.py": "export",
 }
 DISTRIBUTIONS = packages_distributions()  # cv2 to ["opencv-python"]

@@ -1,5 +1,6 @@
 """What the page takes, each limit said in one sentence, and what it must not show."""
 
+import math
 import os
 import re
 import tempfile
@@ -16,7 +17,7 @@ from clearclip.visualize.canvas import shown_shape, shrink
 from clearclip.vocabulary import Vocabulary
 
 # A folder's path, up to the name of what lies in it: after a "/" that no word, address or other path goes on into.
-FOLDER = re.compile(r"(?<![\w.:/\\~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"`,;()]+[/\\])*(?=[\w.])")
+FOLDER = re.compile(r"(?<![\w.:/\\~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"`,;()]+[/\\])*(?=[^\s/\\])")
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Limits:
 
 def check_picture(path: str | Path, limits: Limits) -> None:
     """Raise UserError for a picture that is too large or cannot be read, before it is decoded."""
-    megabytes = os.path.getsize(path) / 1e6
+    megabytes = os.path.getsize(path) / (1 << 20)
     if megabytes > limits.megabytes:
-        raise UserError(f"the picture has {megabytes:.0f} MB, more than {limits.megabytes}; give a smaller copy")
+        raise UserError(f"the picture has {math.ceil(megabytes)} MB, more than {limits.megabytes}; give a smaller copy")
     height, width = image_size(path)
     if max(height, width) > limits.side:
         raise UserError(
@@ -57,7 +58,10 @@ def check_picture(path: str | Path, limits: Limits) -> None:
 
 
 def read_picture(path: str | Path | None, limits: Limits) -> np.ndarray:
-    """A picture as RGB, uint8 [H, W, 3], its longer side at most `limits.worked`. Raises UserError as `check_picture`."""
+    """A picture as RGB, uint8 [H, W, 3], its longer side at most `limits.worked`.
+
+    Raises UserError as `check_picture` does, and where there is none.
+    """
     if path is None:
         raise UserError("there is no picture yet; drop one, or take an example")
     check_picture(path, limits)

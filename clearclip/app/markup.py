@@ -63,7 +63,7 @@ def _missing(names: Sequence[str]) -> str:
 def heat_html(result: Segmentation) -> str:
     """A heat map for each name, with its range."""
     figures = "".join(
-        f'<figure><figcaption>{html.escape(result.names[label])}</figcaption>'
+        f"<figure><figcaption>{html.escape(result.names[label])}</figcaption>"
         f'<img src="{jpeg(result.heat(label, max_side=HEAT, columns=COLUMNS))}" alt=""></figure>'
         for label in range(int(result.everything_else), len(result.names))
     )
@@ -87,10 +87,11 @@ def why_html(why: Why, result: Segmentation) -> str:
             f"threshold, is <b>{html.escape(found.name)}</b>"
         )
     order = np.argsort(-found.scores, kind="stable")
+    names = [found.names[index] for index in order]
     colours = {region.name: region.colour for region in regions(result)}
     return (
         f'<section class="cc-why"><h3>{head}</h3><div class="cc-side">'
-        f"<div><h4>How similar it is to each name</h4>{_bars(found.scores[order], [found.names[i] for i in order], colours)}"
+        f"<div><h4>How similar it is to each name</h4>{_bars(found.scores[order], names, colours)}"
         f"</div><div><h4>What it is where the last block is wired otherwise</h4>{_cells(why, colours)}</div>"
         f"{_alike(why)}</div>{_maps(why)}</section>"
     )
@@ -142,7 +143,7 @@ def _maps(why: Why) -> str:
     attention = "".join(_figure(why, found.attention[term], WRITTEN[term]) for term in TERMS)
     cosine = "".join(_figure(why, found.cosine[term], WRITTEN[term]) for term in TERMS)
     return (
-        '<h4>Where it looks in the last block: attention, in the window that the network saw</h4>'
+        "<h4>Where it looks in the last block: attention, in the window that the network saw</h4>"
         f'<div class="cc-maps">{attention}</div>'
         f'<h4>What is behind that: cosines</h4><div class="cc-maps">{cosine}</div>'
     )

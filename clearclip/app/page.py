@@ -28,20 +28,11 @@ HERE = Path(__file__).parent
 SIDES = (("small, quick: 336", 336), ("as published: 448", 448), ("fine: 672", 672), ("finest, slow: 896", 896))
 AGAINST = "CLIP"  # what the method is compared with at first
 THUMBNAIL = 160  # pixels of its sides
-NETWORK, SCORES = "network", "scores"  # what waits in one queue
+NETWORK, SCORES = "network", "scores"  # queues: one picture at a time goes through the network
 WAITING = 20  # visitors in the queue; more are told to come back
 STEPS = 3  # of which `Studio.look` tells
 HOURS = 3600  # seconds after which what a visitor left is deleted
 EMPTY = '<div class="cc-empty">Drop a picture, or take an example. Name what to look for. Then <b>Segment</b>.</div>'
-
-
-class Picture(gr.Image):
-    """An image of which the file is wanted as it is: Gradio would decode it, and say nothing of what is wrong with it."""
-
-    is_template = True  # in the browser it is its base class
-
-    def preprocess(self, payload: Any) -> str | None:
-        return payload and payload.path
 
 
 def build(studio: Studio, names: Sequence[str] = ()) -> gr.Blocks:
@@ -53,10 +44,12 @@ def build(studio: Studio, names: Sequence[str] = ()) -> gr.Blocks:
                 elem_id="cc-head")  # fmt: skip
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
-                picture = Picture(
+                picture = gr.Image(
                     type="filepath", format="png", sources=["upload", "clipboard"], label="Picture", height=300,
                     buttons=[], elem_id="cc-picture",
                 )  # fmt: skip
+                # The file as it is: Gradio would decode it first, and say nothing of what is wrong with it.
+                picture.preprocess = lambda upload: upload and upload.path
                 shelf = _html(
                     examples_html([(one.path.stem, _thumbnail(one.path)) for one in samples]),
                     js_on_load=(HERE / "examples.js").read_text(encoding="utf-8"),
@@ -83,7 +76,9 @@ def build(studio: Studio, names: Sequence[str] = ()) -> gr.Blocks:
                         backbone = gr.Dropdown(label="Backbone and weights", min_width=150, **_backbones(studio))
                         side = gr.Dropdown(label="Short side in pixels", choices=list(SIDES), value=448, min_width=150)
                     other = gr.Checkbox(
-                        True, label="other", info="a class for what none of the names describes; else all is one of them"
+                        True,
+                        label="other",
+                        info="a class for what none of the names describes; else all is one of them",
                     )
                 _html(f'<p class="cc-faint">{studio.limits}</p>')
             with gr.Column(scale=7, min_width=320):
@@ -157,8 +152,8 @@ def build(studio: Studio, names: Sequence[str] = ()) -> gr.Blocks:
             save_zip([answer.at(threshold) for answer in seen.answers], path, seen.name)
             return str(path)
 
-        network: dict[str, Any] = dict(concurrency_id=NETWORK, concurrency_limit=1)
-        scores: dict[str, Any] = dict(concurrency_id=SCORES, concurrency_limit=4)
+        network: dict[str, Any] = dict(concurrency_id=NETWORK, concurrency_limit=1, api_visibility="private")
+        scores: dict[str, Any] = dict(concurrency_id=SCORES, concurrency_limit=4, api_visibility="private")
         hidden: dict[str, Any] = dict(show_progress="hidden")
         asked = [picture, words, method, refinement, against, backbone, side, other, threshold]
         picture.upload(told(check), picture, None, **scores, **hidden)
@@ -193,7 +188,7 @@ def launch(page: gr.Blocks, studio: Studio, host: str, port: int) -> str:
         quiet=True,
         prevent_thread_lock=True,
         show_error=False,
-        max_file_size=int(studio.limits.megabytes * 1e6),
+        max_file_size=studio.limits.megabytes << 20,
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
@@ -231,7 +226,7 @@ def told(function: Callable[P, R]) -> Callable[P, R]:
         except Exception:
             log.exception("a visitor's request failed")
             sentence = "that failed in a way no one expected; the terminal of the program says how"
-        raise gr.Error(html.escape(sentence), title="This cannot be done", print_exception=False)
+        raise gr.Error(html.escape(sentence), print_exception=False)
 
     return run
 
@@ -240,7 +235,9 @@ def _theme() -> gr.themes.Base:
     """Blue on grey, in fonts that are on the visitor's machine; grey text dark enough to be read."""
     fonts = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     return gr.themes.Default(primary_hue="blue", neutral_hue="slate", **fonts).set(
-        body_text_color_subdued="*neutral_500", block_label_text_color="*neutral_600", block_title_text_color="*neutral_700"
+        body_text_color_subdued="*neutral_500",
+        block_label_text_color="*neutral_600",
+        block_title_text_color="*neutral_700",
     )
 
 

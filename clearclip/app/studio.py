@@ -124,7 +124,12 @@ class Studio:
         return list(self._backbones)
 
     def look(
-        self, picture: np.ndarray, vocabulary: Vocabulary, setting: Setting, against: str = "", say: Say = lambda _: None
+        self,
+        picture: np.ndarray,
+        vocabulary: Vocabulary,
+        setting: Setting,
+        against: str = "",
+        say: Say = lambda _: None,
     ) -> Seen:
         """Segment a picture [H, W, 3], uint8, by a method and, in the same pass, by one to compare it with.
 
@@ -134,6 +139,8 @@ class Studio:
         if against and against != setting.method:
             settings.append(Setting(against, setting.backbone, setting.short_side, setting.other))
         with heard() as notes:
+            if len(vocabulary) == 1 and not setting.other:
+                notes.append("one name takes every pixel: name what else is in the picture, or turn other on")
             if setting.backbone not in self._backbones:
                 say(f"loading {setting.backbone}")
             segmenters = [self.segmenter(one) for one in settings]

@@ -6,10 +6,14 @@ import errno
 import importlib.util
 import socket
 import threading
+from typing import TYPE_CHECKING
 
 from clearclip.cli.options import add_device, add_modules
 from clearclip.cli.status import Status
 from clearclip.errors import UserError, program
+
+if TYPE_CHECKING:
+    from gradio import Blocks
 
 FIRST, TRIED = 7860, 100  # ports that are tried without --port
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -62,7 +66,8 @@ def free_port(host: str, wanted: int | None) -> int:
     raise UserError(f"{ports} in use; give another --port")
 
 
-def serve(arguments: argparse.Namespace, status: Status) -> None:
+def start(arguments: argparse.Namespace, status: Status) -> "tuple[Blocks, str]":
+    """Serve the page: the page and its address."""
     number = free_port(arguments.host, arguments.port)
     status.say("starting PyTorch")
     from clearclip.app.limits import Limits, read_names
@@ -81,14 +86,7 @@ def serve(arguments: argparse.Namespace, status: Status) -> None:
     studio = Studio(method, backbone, arguments.device, arguments.precision)
     page = build(studio, arguments.names)
     status.say("starting the page")
-    address = launch(page, studio, arguments.host, number)
-    status.clear()
-    print(f"{address} (Ctrl-C ends it)", flush=True)
-    if arguments.host not in LOCAL:
-        status.note(f"whoever reaches {arguments.host} can use this page; nothing asks for a password")
-    with contextlib.suppress(KeyboardInterrupt):
-        threading.Event().wait()
-    page.close(verbose=False)
+    return page, launch(page, studio, arguments.host, number)
 
 
 def check_gradio() -> None:
@@ -102,4 +100,10 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     arguments = parse_arguments(argv, prog)
     check_gradio()
     with Status(arguments.quiet) as status:
-        serve(arguments, status)
+        page, address = start(arguments, status)
+        if arguments.host not in LOCAL:
+            status.note(f"whoever reaches {arguments.host} can use this page: nothing asks for a password")
+    print(f"{address} (Ctrl-C ends it)", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+    page.close(verbose=False)
