@@ -342,7 +342,7 @@ def test_what_goes_wrong_is_told_without_folders(gradio, caplog):
 
     for error, sentence in (
         (UserError("/srv/data/<cat>.jpg is damaged"), "&lt;cat&gt;.jpg is damaged"),
-        (MemoryError(), "there is not enough memory for that; take a smaller size or picture"),
+        (RuntimeError("CUDA out of memory"), "there is not enough memory for that; take a smaller size or picture"),
         (ValueError("/srv/secret"), "that failed in a way no one expected; the terminal of the program says how"),
     ):
         with pytest.raises(gradio.Error) as raised:
@@ -371,8 +371,9 @@ def test_the_program_serves_and_ends(gradio, tiny_folder, tmp_path):
 
 
 @pytest.fixture
-def served(gradio, monkeypatch, studio, tiny_backbone):
-    """The address of the page, upon the tiny network."""
+def served(gradio, monkeypatch, studio, tiny_backbone, tmp_path):
+    """The address of the page, upon the tiny network, started from a folder that has nothing to do with it."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("clearclip.backbones.load_backbone", lambda *asked: tiny_backbone)
     page, address = start(parse_arguments(["--names", "sky", "--device", "cpu"]), Status(quiet=True))
     yield address

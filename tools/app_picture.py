@@ -8,8 +8,6 @@ from pathlib import Path
 # `python tools/app_picture.py` puts only tools/ on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from playwright.sync_api import sync_playwright
-
 from clearclip.cli.app import parse_arguments, start
 from clearclip.cli.status import Status
 from clearclip.errors import program
@@ -29,6 +27,8 @@ def main():
     parser.add_argument("--dark", action="store_true", help="as it looks where the system is dark")
     parser.add_argument("--output", type=Path, default=ROOT / "docs/app.png")
     arguments = parser.parse_args()
+
+    from playwright.sync_api import sync_playwright
 
     options = ["--method", arguments.method, "--pretrained", arguments.pretrained]
     page, address = start(parse_arguments(options), Status())

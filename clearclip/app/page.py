@@ -5,8 +5,9 @@ import html
 import itertools
 import logging
 import secrets
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,8 +17,8 @@ from PIL import Image
 from clearclip.app.answers import save_zip
 from clearclip.app.limits import check_picture, read_names, read_picture, without_folders
 from clearclip.app.markup import examples_html, heat_html, overlay, regions_html, why_html
-from clearclip.app.studio import Seen, Setting, Studio, examples
-from clearclip.errors import UserError, one_line
+from clearclip.app.studio import Example, Seen, Setting, Studio, examples
+from clearclip.errors import UserError, one_line, out_of_memory
 from clearclip.paths import safe_component
 
 P = ParamSpec("P")
@@ -26,20 +27,95 @@ log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 SIDES = (("small, quick: 336", 336), ("as published: 448", 448), ("fine: 672", 672), ("finest, slow: 896", 896))
-AGAINST = "CLIP"  # what the method is compared with at first
+SIDE, AGAINST = 448, "CLIP"  # the first size, and what the method is compared with at first
 THUMBNAIL = 160  # pixels of its sides
 NETWORK, SCORES = "network", "scores"  # queues: one picture at a time goes through the network
 WAITING = 20  # visitors in the queue; more are told to come back
 STEPS = 3  # of which `Studio.look` tells
-HOURS = 3600  # seconds after which what a visitor left is deleted
+HOUR = 3600  # seconds, after which what a visitor left is deleted
 EMPTY = '<div class="cc-empty">Drop a picture, or take an example. Name what to look for. Then <b>Segment</b>.</div>'
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What the parts of the page call, with their values: each method answers one touch.
+
+    Attributes:
+        studio: whom it asks.
+        samples: the examples, in the order of the page.
+        cache: Gradio's folder of files, the only one of which it serves any.
+    """
+
+    studio: Studio
+    samples: Sequence[Example]
+    cache: Path
+
+    def check(self, path: str | None) -> None:
+        """A picture was dropped."""
+        if path:
+            check_picture(path, self.studio.limits)
+
+    def take(self, event: gr.EventData) -> tuple[str, list[str]]:
+        """An example was chosen: its picture and names."""
+        sample = self.samples[int(event.index)]
+        return str(shutil.copy(sample.path, self._place(sample.path.name))), list(sample.names)
+
+    def look(
+        self, path: str | None, words: list[str], method: str, refinement: str, against: str, backbone: str, side: int,
+        other: bool, threshold: float, progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """Segment: what is kept, and all that is shown of it."""
+        pixels, vocabulary = read_picture(path, self.studio.limits), read_names(words, self.studio.limits)
+        setting = Setting(f"{method}+{refinement}" if refinement else method, backbone, side, other)
+        steps = itertools.count()
+        seen = self.studio.look(
+            pixels, vocabulary, setting, against, lambda what: progress((next(steps), STEPS), desc=what)
+        )
+        seen = replace(seen, name=safe_component(Path(str(path)).stem))
+        return (
+            seen, *self.show(seen, threshold), heat_html(seen.answers[0].result), _notes(seen), "",
+            gr.update(visible=True), gr.update(visible=True), gr.update(**_backbones(self.studio, backbone)),
+        )  # fmt: skip
+
+    def show(self, seen: Seen | None, threshold: float) -> tuple[Any, Any]:
+        """The regions, and two methods side by side, at a threshold."""
+        if seen is None:
+            return EMPTY, None
+        results = [answer.at(threshold) for answer in seen.answers]
+        if len(results) == 1:
+            return regions_html(results[0]), gr.update(value=None, label="Two methods: choose one to compare with")
+        right, left = results
+        label = f"left {left.about['method']}, right {right.about['method']}"
+        return regions_html(right), gr.update(value=(overlay(left), overlay(right)), label=label)
+
+    def explain(self, seen: Seen | None, threshold: float, event: gr.EventData) -> str:
+        """The picture was clicked: why."""
+        if seen is None:
+            return ""
+        height, width = seen.picture.shape[:2]
+        point = int(height * _share(event.y)), int(width * _share(event.x))
+        return why_html(self.studio.why(seen, point), seen.answers[0].at(threshold))
+
+    def archive(self, seen: Seen | None, threshold: float) -> str:
+        """Everything, as the path of a ZIP."""
+        if seen is None:
+            raise UserError("there is nothing to download yet; segment a picture")
+        path = self._place(f"{seen.name}.zip")
+        save_zip([answer.at(threshold) for answer in seen.answers], path, seen.name)
+        return str(path)
+
+    def _place(self, name: str) -> Path:
+        """Where a file goes that the page is to serve."""
+        folder = self.cache / secrets.token_hex(16)
+        folder.mkdir(parents=True)
+        return folder / name
 
 
 def build(studio: Studio, names: Sequence[str] = ()) -> gr.Blocks:
     """The page. `names` stand in it from the start."""
     samples = examples()
-    with gr.Blocks(title="ClearCLIP", analytics_enabled=False, delete_cache=(HOURS, HOURS), fill_width=True) as page:
-        seen = gr.State(None, time_to_live=HOURS)
+    with gr.Blocks(title="ClearCLIP", analytics_enabled=False, delete_cache=(HOUR, HOUR), fill_width=True) as page:
+        seen = gr.State(None, time_to_live=HOUR)
         _html("<h1>ClearCLIP</h1><p>Name it, and see where it is: segmentation by words, without training.</p>",
                 elem_id="cc-head")  # fmt: skip
         with gr.Row(equal_height=False):
@@ -74,7 +150,7 @@ def build(studio: Studio, names: Sequence[str] = ()) -> gr.Blocks:
                         )  # fmt: skip
                     with gr.Row():
                         backbone = gr.Dropdown(label="Backbone and weights", min_width=150, **_backbones(studio))
-                        side = gr.Dropdown(label="Short side in pixels", choices=list(SIDES), value=448, min_width=150)
+                        side = gr.Dropdown(label="Short side in pixels", choices=list(SIDES), value=SIDE, min_width=150)
                     other = gr.Checkbox(
                         True,
                         label="other",
@@ -103,73 +179,25 @@ def build(studio: Studio, names: Sequence[str] = ()) -> gr.Blocks:
                 packed = gr.DownloadButton("ZIP", visible="hidden", elem_id="cc-zip")
         why = _html("", elem_id="cc-why")
 
-        def check(path: str | None) -> None:
-            if path:
-                check_picture(path, studio.limits)
-
-        def take(event: gr.EventData) -> tuple[str, list[str]]:
-            sample = samples[int(event.index)]
-            return str(sample.path), list(sample.names)
-
-        def look(
-            path: str | None, words: list[str], method: str, refinement: str, against: str, backbone: str, side: int,
-            other: bool, threshold: float, progress: gr.Progress = gr.Progress(),  # noqa: B008
-        ) -> tuple[Any, ...]:  # fmt: skip
-            pixels, vocabulary = read_picture(path, studio.limits), read_names(words, studio.limits)
-            setting = Setting(f"{method}+{refinement}" if refinement else method, backbone, side, other)
-            steps = itertools.count()
-            found = studio.look(
-                pixels, vocabulary, setting, against, lambda what: progress((next(steps), STEPS), desc=what)
-            )
-            found = replace(found, name=safe_component(Path(str(path)).stem))
-            return (
-                found, *show(found, threshold), heat_html(found.answers[0].result), _notes(found), "",
-                gr.update(visible=True), gr.update(visible=True), gr.update(**_backbones(studio, backbone)),
-            )  # fmt: skip
-
-        def show(seen: Seen | None, threshold: float) -> tuple[Any, Any]:
-            if seen is None:
-                return EMPTY, None
-            results = [answer.at(threshold) for answer in seen.answers]
-            if len(results) == 1:
-                return regions_html(results[0]), gr.update(value=None, label="Two methods: choose one to compare with")
-            titles = [str(result.about["method"]) for result in reversed(results)]
-            pair = tuple(overlay(result) for result in reversed(results))
-            return regions_html(results[0]), gr.update(value=pair, label=f"left {titles[0]}, right {titles[1]}")
-
-        def explain(seen: Seen | None, threshold: float, event: gr.EventData) -> str:
-            if seen is None:
-                return ""
-            height, width = seen.picture.shape[:2]
-            point = int(height * _share(event.y)), int(width * _share(event.x))
-            return why_html(studio.why(seen, point), seen.answers[0].at(threshold))
-
-        def archive(seen: Seen | None, threshold: float) -> str:
-            if seen is None:
-                raise UserError("there is nothing to download yet; segment a picture")
-            path = Path(packed.GRADIO_CACHE) / secrets.token_hex(16) / f"{seen.name}.zip"
-            path.parent.mkdir(parents=True)
-            save_zip([answer.at(threshold) for answer in seen.answers], path, seen.name)
-            return str(path)
-
+        desk = Desk(studio, samples, Path(packed.GRADIO_CACHE))
         network: dict[str, Any] = dict(concurrency_id=NETWORK, concurrency_limit=1, api_visibility="private")
         scores: dict[str, Any] = dict(concurrency_id=SCORES, concurrency_limit=4, api_visibility="private")
         hidden: dict[str, Any] = dict(show_progress="hidden")
         asked = [picture, words, method, refinement, against, backbone, side, other, threshold]
-        picture.upload(told(check), picture, None, **scores, **hidden)
-        shelf.example(told(take), None, [picture, words], **scores, **hidden)
+        picture.upload(told(desk.check), picture, None, **scores, **hidden)
+        shelf.example(told(desk.take), None, [picture, words], **scores, **hidden)
         run.click(
-            told(look), asked, [seen, regions, slider, heat, notes, why, threshold, pack, backbone],
+            told(desk.look), asked, [seen, regions, slider, heat, notes, why, threshold, pack, backbone],
             **network, show_progress_on=regions,
         ).success(None, None, None, js=seen_by("#cc-regions"))  # fmt: skip
         threshold.input(
-            told(show), [seen, threshold], [regions, slider], **scores, **hidden, trigger_mode="always_last"
+            told(desk.show), [seen, threshold], [regions, slider], **scores, **hidden, trigger_mode="always_last"
         )
-        regions.point(told(explain), [seen, threshold], why, **network, trigger_mode="always_last").success(
+        regions.point(told(desk.explain), [seen, threshold], why, **network, trigger_mode="always_last").success(
             None, None, None, js=seen_by("#cc-why")
         )
-        pack.click(told(archive), [seen, threshold], packed, **scores).success(
-            None, None, None, js="() => document.querySelector('#cc-zip a, a#cc-zip, #cc-zip')?.click()"
+        pack.click(told(desk.archive), [seen, threshold], packed, **scores).success(
+            None, None, None, js="() => document.querySelector('#cc-zip').click()"
         )
     page.queue(max_size=WAITING)
     return page
@@ -221,11 +249,12 @@ def told(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except UserError as error:
             sentence = without_folders(str(error))
-        except MemoryError:  # PyTorch's own is a RuntimeError
-            sentence = "there is not enough memory for that; take a smaller size or picture"
-        except Exception:
-            log.exception("a visitor's request failed")
-            sentence = "that failed in a way no one expected; the terminal of the program says how"
+        except Exception as error:
+            if out_of_memory(error):
+                sentence = "there is not enough memory for that; take a smaller size or picture"
+            else:
+                log.exception("a visitor's request failed")
+                sentence = "that failed in a way no one expected; the terminal of the program says how"
         raise gr.Error(html.escape(sentence), print_exception=False)
 
     return run
