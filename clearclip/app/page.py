@@ -225,6 +225,7 @@ def launch(page: gr.Blocks, studio: Studio, host: str, port: int) -> str:
         mcp_server=False,
         theme=_theme(),
         css_paths=HERE / "page.css",
+        js=(HERE / "page.js").read_text(encoding="utf-8"),
     )
     try:
         return str(start()[1])
