@@ -23,6 +23,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of Python's or PyTorch's, says that memory ran out."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
 def printable(text: str) -> str:
     """`text` with an escape such as `\\x1b` for every character that no line of text can hold."""
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)

@@ -28,7 +28,7 @@ from clearclip.other import OtherWords, read_other, set_apart
 from clearclip.refine import Refinement
 from clearclip.registry import Choice
 from clearclip.segmentation import Segmentation, Similarities, version
-from clearclip.settings import TRAINED, check_loaded, check_settings
+from clearclip.settings import check_loaded, check_settings
 from clearclip.spec import Spec
 from clearclip.text import Queries, TextEmbeddings
 from clearclip.view import View

@@ -36,6 +36,7 @@ OWN_CONFIGS = {"cfg_mine.py"}  # that a page tells its reader to write
 # Which test runs each program, on tiny networks and made-up data.
 RUN_BY = {
     "segment": "test_documents.py",
+    "app": "test_app.py",
     "analyze": "test_analysis.py",
     "features": "test_features.py",
     "eval": "test_cli.py",

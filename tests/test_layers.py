@@ -17,7 +17,7 @@ ORDER = [  # each module or folder imports only those before it
     "decode", "calibration", "refine", "methods", "spec", "features", "visualize", "coco", "segmentation", "settings",
     "embedder", "look", "segmenter", "keeping", "export",
     "video", "config", "analysis", "doctor",
-    "evaluation", "cli", "__main__",
+    "app", "evaluation", "cli", "__main__",
 ]  # fmt: skip
 EXCEPTIONS = {
     ("trunk", "backbones"): "the type of an argument, which is imported for type checkers alone",
@@ -31,6 +31,7 @@ EXTRAS = {
     "cli/analyze.py": "analysis",
     "evaluation": "eval",
     "refine/diffusion.py": "diffusion",
+    "app/page.py": "app",
     "cli/app.py": "app",
     "cli/export.py": "export",
 }

@@ -8,6 +8,7 @@ from clearclip.errors import UserError, program
 
 COMMANDS = {  # each a module of this package
     "segment": "segment pictures into anything that you can name",
+    "app": "serve a page on this machine: pictures, names, regions and why",
     "analyze": "figures and arrays of why a patch gets its class",
     "features": "keep patch features of pictures, to ask for any names later",
     "eval": "evaluate a method on one benchmark and record the result",

@@ -12,7 +12,7 @@ from clearclip.cli.options import add_calibration, add_device, add_modules, posi
 from clearclip.cli.outputs import Outputs, in_words, kinds, stems
 from clearclip.cli.status import Status
 from clearclip.config import sanity_folder
-from clearclip.errors import UserError, program
+from clearclip.errors import UserError, out_of_memory, program
 
 if TYPE_CHECKING:
     from clearclip.features import Kept
@@ -250,12 +250,6 @@ def report(path: Path, result: "Segmentation", seconds: float, written: Sequence
     print(f"{path}: {in_words(result.areas)} ({took})")
     if written:
         print(f"  {', '.join(map(str, written[:4]))}{f' and {len(written) - 4} more' if len(written) > 4 else ''}")
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error, of Python's or PyTorch's, says that memory ran out."""
-    words = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def load_segmenters(
