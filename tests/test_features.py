@@ -221,7 +221,9 @@ def other_note(content):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda c: c[: len(c) // 2], flip, other_note, lambda c: b"", lambda c: b"no tensors" * 9], ids=str
+    "damage",
+    [lambda c: c[: len(c) // 2], flip, other_note, lambda c: b"", lambda c: b"no tensors" * 9],
+    ids=["half", "one bit", "another note", "empty", "no tensors"],
 )
 def test_damaged_files_are_one_sentence(damage, make, kept):
     content = kept.read_bytes()
