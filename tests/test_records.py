@@ -353,12 +353,15 @@ def write_all(path, batch: int = IMAGES, opened=None):
 
 
 def seconds_a_batch(path) -> float:
-    """Of this disk, as busy as it is."""
+    """Of this disk, at its quickest: a writer must not be done before it is killed."""
+    seconds = []
     with Records.open(path) as records:
-        run, start = records.run(IDENTITY, CLASSES), time.perf_counter()
+        run = records.run(IDENTITY, CLASSES)
         for first in range(0, 10 * BATCH, BATCH):
+            start = time.perf_counter()
             run.add_many(map(image_record, range(first, first + BATCH)))
-        return (time.perf_counter() - start) / 10
+            seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 @pytest.mark.slow
