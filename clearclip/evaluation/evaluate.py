@@ -50,7 +50,7 @@ from clearclip.evaluation.run import (
     write_config,
 )
 from clearclip.evaluation.segmentor import class_queries
-from clearclip.evaluation.shards import Shards, Share
+from clearclip.evaluation.shards import Forgotten, Shards, Share
 from clearclip.evaluation.statistics import confused_pairs
 from clearclip.images import LONG_SIDE
 from clearclip.methods import METHODS, Method
@@ -217,6 +217,8 @@ def _finished(job: Job, work: Work) -> Outcome:
     try:
         result = finish(work)
         save(job, work.run, result)
+    except Forgotten:  # whoever began anew will see all of it
+        return Outcome(work.run)
     except UserError as error:
         return Outcome(work.run, result, error)
     except OSError as error:

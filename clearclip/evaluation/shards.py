@@ -101,6 +101,10 @@ class Shards:
         return [path for path in paths if path != self.own.path and path.stat().st_size]
 
 
+class Forgotten(UserError):
+    """What was counted a moment ago is gone: another process began its part anew."""
+
+
 class Ledger:
     """All records of one run, whoever wrote them."""
 
@@ -126,23 +130,23 @@ class Ledger:
             run.clear(samples)
 
     def areas(self, samples: Sequence[str]) -> np.ndarray:
-        """int64 [N, 4, C] of the samples, in their order. Raises UserError where one is missing."""
+        """int64 [N, 4, C] of the samples, in their order. Raises Forgotten where one is missing."""
         return self.confusions(samples).areas()
 
     def confusions(self, samples: Sequence[str]) -> Confusions:
-        """The counts of the samples, in their order. Raises UserError where one is missing."""
+        """The counts of the samples, in their order. Raises Forgotten where one is missing."""
         parts, left = [], list(samples)
         for run in self._everywhere():
             done = run.done()
             parts.append(run.confusions([sample for sample in left if sample in done]))
             left = [sample for sample in left if sample not in done]
-        if left:
-            self.run.confusions(left)  # says what is missing
+        _check_there(left)
         return Confusions.join(parts, samples)
 
     def images(self, samples: Sequence[str]) -> list[ImageRecord]:
-        """The records of the samples, in their order. KeyError where one is missing."""
+        """The records of the samples, in their order. Raises Forgotten where one is missing."""
         found = {image.sample: image for run in self._everywhere() for image in run.images()}
+        _check_there([sample for sample in samples if sample not in found])
         return [found[sample] for sample in samples]
 
     def _everywhere(self, readonly: bool = True) -> Iterator[Run]:
@@ -151,3 +155,8 @@ class Ledger:
         for path in self.shards.others():
             with Records.open(path, readonly) as records:
                 yield from (run for run in records.runs() if run.key == self.run.key)
+
+
+def _check_there(missing: Sequence[str]) -> None:
+    if missing:
+        raise Forgotten(f"{missing[0]} has no record; evaluate the run again to count what is missing")
