@@ -7,7 +7,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -20,7 +20,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clearclip.errors import UserError
-from clearclip.paths import atomic_write, check_writable
+from clearclip.paths import atomic_write, check_writable, data_root
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
@@ -174,6 +174,34 @@ def place_image(source: Path, target: Path, copy: bool) -> None:
         target.symlink_to(os.path.relpath(source.resolve(), target.parent.resolve()))
     except OSError as error:
         raise UserError(f"cannot link {target} ({error}): pass --copy-images") from error
+
+
+def convert_chosen(
+    description: str,
+    datasets: Mapping[str, tuple[Callable[[Path], Iterable[tuple]], Callable, str]],
+    what: str,
+    labels: str | None = None,
+) -> None:
+    """The program of a converter that knows several data sets.
+
+    `datasets` has by name what finds the jobs, (source, target, …), in a folder, what does one of them, and the folder
+    in `$CLEARCLIP_DATA`. `what` names the sources in messages; `labels` is the folder of the targets, by default that
+    of the first.
+    """
+    parser = common_arguments(description)
+    parser.add_argument("dataset", choices=datasets)
+    parser.add_argument("root", type=Path, nargs="?", help="default: the data set's folder in $CLEARCLIP_DATA")
+    args = parser.parse_args()
+    find, convert, folder = datasets[args.dataset]
+    root = args.root or data_root() / folder
+    if not root.is_dir():
+        raise UserError(f"{root} is no folder: unpack the data set there (datasets/README.md says where to get it)")
+    jobs = list(find(root))
+    if not jobs:
+        raise UserError(f"no {what} in {root} where `-h` says: unpack the data set there")
+    kept = existing(jobs, args.overwrite)
+    failures = convert_all(convert, [job for job in jobs if job[1] not in kept], args.workers)
+    report(failures, len(jobs), len(kept), root / labels if labels else jobs[0][1].parent)
 
 
 def existing(jobs: list[tuple], overwrite: bool) -> set[Path]:

@@ -19,11 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from _common import common_arguments, convert_all, existing, find_files, place_image, report, write_image
+from _common import convert_chosen, find_files, place_image, write_image
 from _tiles import read_grey, size, square, write_tiles
 
 from clearclip.errors import UserError, program
-from clearclip.paths import data_root
 
 Job = tuple  # a mask, the label map that is made of it, and what else that needs
 
@@ -101,35 +100,21 @@ def renamed(root: Path) -> Iterator[Job]:
 
 
 DATASETS = {
-    "whu_aerial": (in_place, "WHU-BD/val"),
-    "whu_sat2": (whu_sat2, "WHU-Sat-II/1.cropped/test"),
-    "inria": (inria, "AerialImageDataset/train"),
-    "xbd": (xbd, "xBD/test"),
-    "chn6_cug": (renamed, "CHN6-CUG/val"),
-    "deepglobe": (renamed, "GlobalRoadSet_Val/DeepGlobe_test_1530"),
-    "massachusetts": (in_place, "GlobalRoadSet_Val/Massachusetts_test_49"),
-    "spacenet": (in_place, "GlobalRoadSet_Val/SpaceNet_test_567"),
-    "wbs_si": (wbs_si, "WBS-SI"),
+    "whu_aerial": (in_place, convert, "WHU-BD/val"),
+    "whu_sat2": (whu_sat2, convert, "WHU-Sat-II/1.cropped/test"),
+    "inria": (inria, convert_tiles, "AerialImageDataset/train"),
+    "xbd": (xbd, convert, "xBD/test"),
+    "chn6_cug": (renamed, convert, "CHN6-CUG/val"),
+    "deepglobe": (renamed, convert, "GlobalRoadSet_Val/DeepGlobe_test_1530"),
+    "massachusetts": (in_place, convert, "GlobalRoadSet_Val/Massachusetts_test_49"),
+    "spacenet": (in_place, convert, "GlobalRoadSet_Val/SpaceNet_test_567"),
+    "wbs_si": (wbs_si, convert, "WBS-SI"),
 }
 
 
 @program
 def main():
-    parser = common_arguments(__doc__)
-    parser.add_argument("dataset", choices=DATASETS)
-    parser.add_argument("root", type=Path, nargs="?", help="default: the data set's folder in $CLEARCLIP_DATA")
-    args = parser.parse_args()
-    find, folder = DATASETS[args.dataset]
-    root = args.root or data_root() / folder
-    if not root.is_dir():
-        raise UserError(f"{root} is no folder: unpack the data set there (datasets/README.md says where to get it)")
-    jobs = list(find(root))
-    if not jobs:
-        raise UserError(f"no masks in {root} where `-h` says: unpack the data set there")
-    kept = existing(jobs, args.overwrite)
-    write = convert_tiles if find is inria else convert
-    failures = convert_all(write, [job for job in jobs if job[1] not in kept], args.workers)
-    report(failures, len(jobs), len(kept), jobs[0][1].parent)
+    convert_chosen(__doc__, DATASETS, "masks")
 
 
 if __name__ == "__main__":

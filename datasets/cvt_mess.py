@@ -24,15 +24,12 @@ from pathlib import Path
 
 import numpy as np
 from _common import (
-    common_arguments,
-    convert_all,
-    existing,
+    convert_chosen,
     find_files,
     place_image,
     read_ids,
     read_image,
     read_lines,
-    report,
     write_image,
     write_lines,
 )
@@ -40,7 +37,6 @@ from _tiles import Colours, by_colour, read_colours, read_rgb, size, square, wri
 from cvt_remote_sensing import ISAID, ISPRS, POTSDAM_TILES
 
 from clearclip.errors import UserError, program
-from clearclip.paths import data_root
 
 Job = tuple  # a label map's source, its target, and what else the converter of it needs
 
@@ -260,42 +256,26 @@ def cwfid(root: Path) -> Iterator[Job]:
 
 
 DATASETS = {
-    "dark_zurich": (dark_zurich, "Dark_Zurich"),
-    "mhp": (mhp, "LV-MHP-v1"),
-    "atlantis": (atlantis, "atlantis"),
-    "isaid": (isaid, "isaid"),
-    "potsdam": (potsdam, "ISPRS_Potsdam"),
-    "floodnet": (floodnet, "FloodNet-Supervised_v1.0"),
-    "uavid": (uavid, "uavid_v1.5"),
-    "kvasir": (kvasir, "kvasir-instrument"),
-    "chase_db1": (chase_db1, "CHASEDB1"),
-    "cryonuseg": (cryonuseg, "CryoNuSeg"),
-    "deepcrack": (deepcrack, "DeepCrack"),
-    "suim": (suim, "SUIM"),
-    "cub200": (cub200, "CUB_200_2011"),
-    "cwfid": (cwfid, "cwfid"),
+    "dark_zurich": (dark_zurich, convert, "Dark_Zurich"),
+    "mhp": (mhp, convert, "LV-MHP-v1"),
+    "atlantis": (atlantis, convert, "atlantis"),
+    "isaid": (isaid, convert_tiles, "isaid"),
+    "potsdam": (potsdam, convert_tiles, "ISPRS_Potsdam"),
+    "floodnet": (floodnet, convert_tiles, "FloodNet-Supervised_v1.0"),
+    "uavid": (uavid, convert_tiles, "uavid_v1.5"),
+    "kvasir": (kvasir, convert, "kvasir-instrument"),
+    "chase_db1": (chase_db1, convert, "CHASEDB1"),
+    "cryonuseg": (cryonuseg, convert, "CryoNuSeg"),
+    "deepcrack": (deepcrack, convert, "DeepCrack"),
+    "suim": (suim, convert, "SUIM"),
+    "cub200": (cub200, convert, "CUB_200_2011"),
+    "cwfid": (cwfid, convert, "cwfid"),
 }
-
-TILED = (isaid, potsdam, floodnet, uavid)
 
 
 @program
 def main():
-    parser = common_arguments(__doc__)
-    parser.add_argument("dataset", choices=DATASETS)
-    parser.add_argument("root", type=Path, nargs="?", help="default: the data set's folder in $CLEARCLIP_DATA")
-    args = parser.parse_args()
-    find, folder = DATASETS[args.dataset]
-    root = args.root or data_root() / folder
-    if not root.is_dir():
-        raise UserError(f"{root} is no folder: unpack the data set there (datasets/README.md says where to get it)")
-    jobs = list(find(root))
-    if not jobs:
-        raise UserError(f"no label maps in {root} where `-h` says: unpack the data set there")
-    kept = existing(jobs, args.overwrite)
-    write = convert_tiles if find in TILED else convert
-    failures = convert_all(write, [job for job in jobs if job[1] not in kept], args.workers)
-    report(failures, len(jobs), len(kept), root / LABELS)
+    convert_chosen(__doc__, DATASETS, "label maps", LABELS)
 
 
 if __name__ == "__main__":
