@@ -32,7 +32,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from clearclip import windows
 from clearclip.decode import Decoder, LabelDecoder
 from clearclip.errors import UserError
 from clearclip.images import resized_shape
@@ -212,18 +211,13 @@ class _Road(nn.Module):
 
     def view(self, image: Tensor) -> View:
         """An int32 image [3, H, W] as `Segmenter.view` has it, all windows in one batch."""
-        segmenter, size = self.segmenter, (image.shape[1], image.shape[2])
-        original = image.to(torch.uint8)
-        if segmenter.resizer == "device" or not segmenter.short_side:
-            seen = segmenter.resize(original)
-        else:
-            shape = resized_shape(*size, segmenter.short_side, segmenter.long_side)
-            seen = opencv_resize(image[None], *shape)[0].to(torch.uint8)
-        height, width = seen.shape[1:]
-        plan = windows.plan(
-            height, width, segmenter.crop, segmenter.stride, self.backbone.patch_size, segmenter.two_steps
-        )
-        return View(self.backbone, seen, original, size, plan, len(plan), segmenter.stitcher)
+        segmenter, original = self.segmenter, image.to(torch.uint8)
+        resized = None
+        if segmenter.resizer != "device" and segmenter.short_side:
+            shape = resized_shape(image.shape[1], image.shape[2], segmenter.short_side, segmenter.long_side)
+            resized = opencv_resize(image[None], *shape)[0].to(torch.uint8)
+        view = segmenter.view(original, resized=resized)
+        return replace(view, window_batch=len(view.plan))
 
 
 class _Windows(nn.Module):

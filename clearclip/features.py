@@ -57,9 +57,9 @@ class Origin(os.PathLike[str]):
     stored: bool = False
 
     @classmethod
-    def of(cls, path: StrPath, pixels: np.ndarray, stored: bool = False) -> "Origin":
-        """Of a file and its pixels [H, W, 3]."""
-        return cls(pixels.shape[:2], os.path.abspath(path), file_hash(path), stored)
+    def of(cls, path: StrPath, pixels: np.ndarray, stored: bool = False, sha256: str | None = None) -> "Origin":
+        """Of a file and its pixels [H, W, 3]; `sha256` is that of the file where it is known."""
+        return cls(pixels.shape[:2], os.path.abspath(path), sha256 or file_hash(path), stored)
 
     def __fspath__(self) -> str:
         return self.path or ""

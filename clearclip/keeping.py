@@ -1,5 +1,6 @@
 """Makes the patch features that `clearclip.features` keeps: the network's way, once, without any names."""
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,9 @@ from torch import Tensor
 from clearclip.errors import UserError
 from clearclip.features import KeptFeatures, Note, Origin
 from clearclip.images import MAX_PIXELS, read_image
-from clearclip.look import check_finite, each_window
-from clearclip.methods import check_features
+from clearclip.look import check_finite, each_window, image_features, trunk_features
 from clearclip.segmentation import version
 from clearclip.segmenter import Segmenter
-from clearclip.trunk import Trunk
 from clearclip.view import View
 
 
@@ -66,14 +65,10 @@ def check_kept(segmenter: Segmenter) -> None:
 def patch_features(segmenter: Segmenter, views: Sequence[View]) -> list[Tensor]:
     """Features [n, h, w, dim] of the windows of each view, or [h, w, dim] where the method sees it whole."""
     method = segmenter.method
-
-    def of_windows(trunk: Trunk) -> Tensor:
-        return check_features(method, method.features(trunk), len(trunk.images)).float()
-
     if method.sees_images:
-        seen = [check_features(method, method.image_features(view)).float() for view in views]
+        seen = [image_features(method, view) for view in views]
     else:
-        seen = [parts[0] for parts in each_window(views, [of_windows])]
+        seen = [parts[0] for parts in each_window(views, [functools.partial(trunk_features, method)])]
     check_finite(method, all(bool(one.isfinite().all()) for one in seen))
     return seen
 

@@ -67,18 +67,13 @@ class Look:
         scores = self.method.scores(trunk, self.queries.for_scores)
         return check_scores(self.method, scores, (trunk.images.shape[0], len(self.queries.text)))
 
-    def features(self, trunk: Trunk) -> Tensor:
-        """[B, h, w, dim], float32, of the windows of a trunk."""
-        features = trunk.once(self.method, lambda: self.method.features(trunk))
-        return check_features(self.method, features, trunk.images.shape[0]).float()
-
     def whole(self, view: View, features: bool) -> Dense:
         """Of a whole image; with `features`, these too."""
         if self.method.compares_features:
-            return self.refined(view, self.image_features(view), features)
+            return self.refined(view, image_features(self.method, view), features)
         scores = self.method.image_scores(view, self.queries.for_scores)
         scores = check_scores(self.method, scores, (len(self.queries.text),))
-        return Dense(scores, F.normalize(self.image_features(view), dim=-1) if features else None, whole=True)
+        return Dense(scores, F.normalize(image_features(self.method, view), dim=-1) if features else None, whole=True)
 
     def recalled(self, view: KeptView, features: bool) -> Dense:
         """Of kept features, as if the network had made them now."""
@@ -100,9 +95,16 @@ class Look:
         scores = self.method.compare(features, self.queries.for_scores)
         return check_scores(self.method, scores, (len(features), len(self.queries.text)))
 
-    def image_features(self, view: View) -> Tensor:
-        """[h, w, dim], float32."""
-        return check_features(self.method, self.method.image_features(view)).float()
+
+def trunk_features(method: Method, trunk: Trunk) -> Tensor:
+    """A method's features [B, h, w, dim], float32, of the windows of a trunk."""
+    features = trunk.once(method, lambda: method.features(trunk))
+    return check_features(method, features, trunk.images.shape[0]).float()
+
+
+def image_features(method: Method, view: View) -> Tensor:
+    """A method's features [h, w, dim], float32, of a whole image."""
+    return check_features(method, method.image_features(view)).float()
 
 
 def look_together(looks: Sequence[Look], views: Sequence[View], features: bool = False) -> list[list[Dense]]:
@@ -147,7 +149,7 @@ def _look_together(looks: Sequence[Look], views: Sequence[View], features: bool)
             continue
         functions[look.key] = look.scores
         if features:
-            functions[look.key, "features"] = look.features
+            functions[look.key, "features"] = functools.partial(trunk_features, look.method)
     methods = {look.method for look in looks}
     shared = {block for method in methods for block in method.blocks} if len(methods) > 1 else ()
     by_window = dict(zip(functions, zip(*each_window(views, list(functions.values()), shared)))) if functions else {}

@@ -93,7 +93,7 @@ class Segmentation:
     @property
     def areas(self) -> dict[str, float]:
         """The share of the image that each class takes, the largest first; classes that are not there are left out."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.names))[: len(self.names)]
+        counts = visualize.areas(self.labels, len(self.names))[:-1]
         order = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label]]
         return {self.names[label]: float(counts[label] / self.labels.size) for label in order}
 

@@ -403,12 +403,19 @@ class Segmenter:
         resized = F.interpolate(image.to(self.device).float()[None], size=shape, mode="bilinear")[0]
         return (resized + 0.5).to(torch.uint8)
 
-    def view(self, image: Tensor, shape: tuple[int, int] | None = None, name: str | None = None) -> View:
+    def view(
+        self,
+        image: Tensor,
+        shape: tuple[int, int] | None = None,
+        name: str | None = None,
+        resized: Tensor | None = None,
+    ) -> View:
         """An RGB image [3, H, W], uint8, as methods see it, for labels of `shape`, by default the image's own.
 
-        `name` is the path of its file, for methods that look for what belongs to it.
+        `name` is the path of its file, for methods that look for what belongs to it; `resized` is what `resize` would
+        make.
         """
-        resized = self.resize(image)
+        resized = self.resize(image) if resized is None else resized
         height, width = resized.shape[1:]
         plan = windows.plan(height, width, self.crop, self.stride, self.backbone.patch_size, self.two_steps)
         wanted = shape or (image.shape[1], image.shape[2])

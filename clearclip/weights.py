@@ -17,6 +17,7 @@ from clearclip.state import marked_activation
 
 log = logging.getLogger(__name__)
 
+COPY = "give the path of a copy as --pretrained"
 EMBEDDED = "openai-int8"
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -111,7 +112,7 @@ def _from_tag(arch: str, tag: str, config: dict[str, Any], known: dict[str, Any]
         f"{arch} {tag}",
         f"{arch}.{tag}",
         *_hub_files(known["hf_hub"]),
-        how=f"give the path of a copy as --pretrained{suffix}",
+        how=f"{COPY}{suffix}",
         instead=f"use --pretrained {EMBEDDED}" if (arch, tag) == ("ViT-B-16", "openai") else "",
     )
     return Checkpoint(
@@ -249,7 +250,7 @@ def named_weights(
     asked: str,
     repositories: Mapping[str, str],
     *files: str,
-    how: str = "give the path of a copy as --pretrained",
+    how: str = COPY,
 ) -> tuple[str, Path]:
     """Weights of an architecture whose tags are the keys of `repositories`: what results call them, and their file.
 
@@ -283,7 +284,7 @@ def find_weights(
     stem: str,
     repository: str,
     *files: str,
-    how: str = "give the path of a copy as --pretrained",
+    how: str = COPY,
     instead: str = "",
 ) -> Path:
     """The weights that messages call `name`: `stem` in `$CLEARCLIP_WEIGHTS`, or else the first file of a repository.

@@ -42,6 +42,8 @@ TERMS = ("qk", "qq", "kk", "vv")  # of which there are maps
 ATTENTIONS = (*TERMS, "identity")  # of the cells
 RESIDUALS = (0.0, 1.0)
 FEED_FORWARDS = (False, True)
+WRITTEN = {"qk": "query–key", "qq": "query–query", "kk": "key–key", "vv": "value–value", "identity": "identity"}
+KNOWN = {("qk", 1.0, True): "CLIP", ("identity", 0.0, False): "MaskCLIP", ("qq", 0.0, False): "ClearCLIP"}  # cells
 Point = tuple[float, float]
 
 

@@ -10,13 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from clearclip.analysis import ATTENTIONS, FEED_FORWARDS, RESIDUALS, TERMS, Inspection
+from clearclip.analysis import ATTENTIONS, FEED_FORWARDS, KNOWN, RESIDUALS, TERMS, WRITTEN, Inspection
 from clearclip.paths import atomic_write
 from clearclip.visualize import palette
 
-WRITTEN = {"qk": "query–key", "qq": "query–query", "kk": "key–key", "vv": "value–value", "identity": "identity"}
 BLUE, ORANGE, GREEN, INK = "#0072b2", "#e69f00", "#009e73", "#1e1e1e"  # of Okabe and Ito: apart for the colour-blind
-KNOWN = {("qk", 1.0, True): "CLIP", ("identity", 0.0, False): "MaskCLIP", ("qq", 0.0, False): "ClearCLIP"}
 
 
 def streams(inspection: Inspection) -> Figure:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clearclip.segmentation import OUTPUTS, Segmentation
-from clearclip.visualize import hexadecimal, ignored
+from clearclip.visualize import areas, hexadecimal, ignored
 from clearclip.visualize.colours import blended
 from clearclip.visualize.legend import GREY
 
@@ -71,13 +71,13 @@ class Region:
 def regions(result: Segmentation) -> list[Region]:
     """All classes, the largest first, what is other or has no class last."""
     count, other = len(result.names), int(result.everything_else)
-    areas = np.bincount(result.labels.ravel(), minlength=count)[:count] / result.labels.size
-    order = sorted(range(other, count), key=lambda label: -areas[label])
+    shares = areas(result.labels, count)[:-1] / result.labels.size
+    order = sorted(range(other, count), key=lambda label: -shares[label])
     found = [
-        Region(label, result.names[label], hexadecimal(blended(result.colours[label])), float(areas[label]))
+        Region(label, result.names[label], hexadecimal(blended(result.colours[label])), float(shares[label]))
         for label in order
     ]
-    rest = float(1 - areas[other:].sum())
+    rest = float(1 - shares[other:].sum())
     if rest > 1e-9:
         name = result.names[0] if other else "other"
         found.append(Region(0 if other else ignored(count), name, hexadecimal(np.array(GREY)), rest))

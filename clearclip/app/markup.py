@@ -2,13 +2,13 @@
 
 import base64
 import html
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from clearclip.analysis import ATTENTIONS, FEED_FORWARDS, RESIDUALS, TERMS
+from clearclip import analysis
+from clearclip.analysis import ATTENTIONS, FEED_FORWARDS, KNOWN, RESIDUALS, TERMS
 from clearclip.app.answers import Region, regions
 from clearclip.app.studio import Why
 from clearclip.segmentation import Segmentation
@@ -21,7 +21,7 @@ HEAT = 720  # of heat maps
 MAP = 360  # and of a map of why
 BRIGHT = 0.99  # of a map's patches are below its last colour: a patch is like itself, and would outshine all others
 COLUMNS = 2  # names are as large as in a sheet of so many: the picture has half of the page
-WRITTEN = {"qk": "query–key", "qq": "query–query", "kk": "key–key", "vv": "value–value", "identity": "itself alone"}
+WRITTEN = {**analysis.WRITTEN, "identity": "itself alone"}
 
 
 def overlay(result: Segmentation) -> Image.Image:
@@ -113,7 +113,6 @@ def _cells(why: Why, colours: dict[str, str]) -> str:
     """Attention × residual × feed-forward, as a table."""
     cells = {(cell.attention, cell.residual, cell.feed_forward): cell for cell in why.explanation.cells}
     columns = [(residual, forward) for residual in RESIDUALS for forward in FEED_FORWARDS]
-    known = {("qk", 1.0, True): "CLIP", ("qq", 0.0, False): "ClearCLIP", ("identity", 0.0, False): "MaskCLIP"}
     head = "".join(
         f"<th>{'residual' if residual else 'no residual'},<br>{'feed-forward' if forward else 'no feed-forward'}</th>"
         for residual, forward in columns
@@ -123,7 +122,7 @@ def _cells(why: Why, colours: dict[str, str]) -> str:
         row = []
         for residual, forward in columns:
             cell = cells[attention, residual, forward]
-            title = known.get((attention, residual, forward), "")
+            title = KNOWN.get((attention, residual, forward), "")
             row.append(
                 f'<td><i style="background:{colours.get(cell.name, "#888")}"></i>{html.escape(cell.name)}'
                 f"{f' <small>{title}</small>' if title else ''}</td>"
@@ -180,9 +179,7 @@ def jpeg(picture: Image.Image) -> str:
 
 def png(picture: Image.Image) -> str:
     """The same without loss."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return _address("png", buffer.getvalue())
+    return _address("png", encode_picture(picture))
 
 
 def _address(kind: str, content: bytes) -> str:

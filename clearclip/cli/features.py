@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from clearclip.cli.inputs import find_inputs, left_out
 from clearclip.cli.options import add_device, add_modules, positive
-from clearclip.cli.segment import MAX_PIXELS, USUAL, out_of_memory
+from clearclip.cli.segment import MAX_PIXELS, USUAL
 from clearclip.cli.status import Status
 from clearclip.config import find_config, parse_options
-from clearclip.errors import UserError, program
+from clearclip.errors import UserError, out_of_memory, program
 from clearclip.paths import check_writable
 
 if TYPE_CHECKING:
@@ -113,21 +113,22 @@ class Keeper:
         """Read a picture unless its features are there."""
         import torch
 
-        from clearclip.features import Origin
+        from clearclip.features import Origin, file_hash
         from clearclip.images import read_image, read_stored
 
-        if self._is_there(picture):
+        sha256 = file_hash(picture.path)
+        if self._is_there(picture, sha256):
             self.there += 1
             return
         pixels = (read_stored if picture.stored else read_image)(picture.path, self.max_pixels)
         view = self.segmenter.view(torch.from_numpy(pixels).permute(2, 0, 1), name=str(picture.path))
-        self._batch.append((picture, view, Origin.of(picture.path, pixels, picture.stored)))
+        self._batch.append((picture, view, Origin.of(picture.path, pixels, picture.stored, sha256)))
 
-    def _is_there(self, picture: Picture) -> bool:
+    def _is_there(self, picture: Picture, sha256: str) -> bool:
         """Whether features of it are kept that this segmenter would make again."""
         from clearclip.keeping import about
 
-        kept = None if self.fresh else self.folder.find(picture.path)
+        kept = None if self.fresh else self.folder.find(picture.path, sha256)
         return (
             kept is not None
             and kept.note.settings == self.segmenter.feature_settings

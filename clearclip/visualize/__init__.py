@@ -20,9 +20,10 @@ from clearclip.visualize.heat import heat_map
 from clearclip.visualize.labels import areas, ignored, read_legend, save_label_map
 from clearclip.visualize.legend import legend_panel
 from clearclip.visualize.overlay import overlay
-from clearclip.visualize.sheet import compare, sheet
+from clearclip.visualize.sheet import compare, comparison, sheet
 
 __all__ = [
-    "INFERNO", "VIRIDIS", "areas", "compare", "encode_picture", "error_map", "heat_map", "hexadecimal", "ignored",
-    "legend_panel", "overlay", "palette", "read_legend", "save_label_map", "save_picture", "sheet", "simulate",
+    "INFERNO", "VIRIDIS", "areas", "compare", "comparison", "encode_picture", "error_map", "heat_map", "hexadecimal",
+    "ignored", "legend_panel", "overlay", "palette", "read_legend", "save_label_map", "save_picture", "sheet",
+    "simulate",
 ]  # fmt: skip

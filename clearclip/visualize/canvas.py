@@ -79,13 +79,13 @@ def encode_picture(
     """
     if format == "PNG" and picture.mode == "RGB" and not text and not smallest:  # OpenCV is three times as fast
         return bytes(cv2.imencode(".png", cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR))[1])
-    buffer = io.BytesIO()
-    options: dict[str, Any] = {}
-    if format == "PNG":
+    options: dict[str, Any] = dict(quality=90)
+    if format == "JPEG":
+        options |= dict(subsampling=0)
+    elif format == "PNG":
         effort = dict(compress_level=9) if smallest else dict(compress_level=1, compress_type=RUNS)
         options = dict(**effort, pnginfo=png_text(text or {}))
-    else:
-        options = dict(quality=90) | (dict(subsampling=0) if format == "JPEG" else {})
+    buffer = io.BytesIO()
     picture.save(buffer, format=format, **options)
     return buffer.getvalue()
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from clearclip.errors import UserError, one_line
 from clearclip.paths import atomic_write, check_regular
-from clearclip.visualize.canvas import RUNS, png_text
+from clearclip.visualize.canvas import encode_picture
 from clearclip.visualize.colours import hexadecimal, palette
 
 LEGEND = "clearclip legend"  # keyword of a label map's text
@@ -75,7 +75,7 @@ def save_label_map(
         picture = Image.fromarray(labels)
     words = json.dumps(legend(labels, names, colours) | dict(info or {}), ensure_ascii=False)
     with atomic_write(path) as temporary:
-        picture.save(temporary, format="PNG", compress_level=1, compress_type=RUNS, pnginfo=png_text({LEGEND: words}))
+        temporary.write_bytes(encode_picture(picture, text={LEGEND: words}))
 
 
 def legend(labels: np.ndarray, names: Sequence[str], colours: np.ndarray | None = None) -> dict[str, Any]:

@@ -37,6 +37,19 @@ def compare(
 
     `results` are labels [H, W] by title; `original` is the photograph's own title, "" leaves it out.
     """
+    return sheet([comparison(image, results, names, colours=colours, original=original, width=width)])
+
+
+def comparison(
+    image: Picture,
+    results: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    *,
+    colours: np.ndarray | None = None,
+    original: str = "photograph",
+    width: int = SHEET_WIDTH,
+) -> list[Cell]:
+    """What `compare` shows, as a row of a `sheet`."""
     pixels = to_rgb(image)
     columns = columns_of(len(results) + bool(original))
     height, across = pixels.shape[:2]
@@ -44,7 +57,7 @@ def compare(
     draw: dict[str, Any] = dict(colours=colours, columns=columns, max_side=max_side)
     cells: list[Cell] = [(original, shrink(pixels, shown_shape(pixels.shape, max_side)))] if original else []
     cells += [(title, overlay(pixels, labels, names, **draw)) for title, labels in results.items()]
-    return sheet([cells])
+    return cells
 
 
 def sheet(rows: Sequence[Sequence[Cell]], heading: str = "") -> Image.Image:
