@@ -138,6 +138,20 @@ def test_a_reference_that_does_not_fit_is_counted(tiny_backbone, tmp_path, monke
     assert "counted, not measured" in note
 
 
+@pytest.mark.parametrize("cases", [1, 2, 4])
+def test_the_picture_shows_every_case_and_the_growth(cases, tmp_path, monkeypatch):
+    from matplotlib import pyplot as plt
+
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    stages = [dict(stage=stage, reference_s=2.0, engine_s=1.0, ratio=2.0) for stage in measure.STAGES]
+    rows = [dict(row, case=f"case {number}") for number in range(cases) for row in stages]
+    growth = {what: [(1, 0.1, None), (2, 0.2, None)] for what in ("images", "windows", "classes")}
+    benchmark.draw(rows, growth, tmp_path / "picture.png")
+    shown = [axis.get_title() for axis in plt.gcf().axes if axis.get_visible()]
+    assert len(shown) == cases + len(growth)
+    assert "" not in shown
+
+
 def test_unknown_case(capsys):
     with pytest.raises(SystemExit, match="2"):
         benchmark.main(["--cases", "VOC12"])

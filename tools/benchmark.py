@@ -87,6 +87,8 @@ def run(arguments, folder):
         for case in map(CASES.get, cases):
             segmenter = Segmenter(method="ClearCLIP", backbone=backbone, crop=case.crop, stride=case.stride)
             found, note = run_case(case, reference, segmenter, folder, repeats)
+            if len(precisions) > 1:
+                found = [{**row, "case": f"{row['case']}, {precision}"} for row in found]
             rows += found
             print(f"{found[0]['case']}: {case.width} x {case.height} pixels, {case.classes} classes, {note}")
             print(f"{as_table(found)}\n{summary(found, segmenter, case, rate)}\n", flush=True)

@@ -15,24 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clearclip import Segmenter, Vocabulary
 from clearclip.errors import program
-from clearclip.images import read_image
-from clearclip.visualize import overlay, save_picture, sheet
-from clearclip.visualize.canvas import shrink
+from clearclip.visualize import comparison, save_picture, sheet
 from clearclip.vocabulary import load_vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["sky", "horse", "grass, meadow", "tree, forest"]
 WIDTH = 1600  # pixels: more than a page shows, for fine screens
-
-
-def row(path, results, names, columns, title):
-    """A photograph and its segmentations [H, W] by method, as cells of a sheet."""
-    pixels = read_image(path)
-    height, width = pixels.shape[:2]
-    shape = (round(WIDTH / columns * height / width), round(WIDTH / columns))
-    draw = dict(columns=columns, max_side=max(shape))
-    cells = [(method, overlay(pixels, labels, names, **draw)) for method, labels in results.items()]
-    return [(title, shrink(pixels, shape) if width > shape[1] else pixels), *cells]
 
 
 @program
@@ -56,7 +44,7 @@ def main():
     for index, path in enumerate(arguments.images):
         labels = {method: results[index] for method, results in found.items()}
         title = path.stem if len(arguments.images) > 1 else "photograph"
-        rows.append(row(path, labels, vocabulary.classes, 1 + len(labels), title))
+        rows.append(comparison(path, labels, vocabulary.classes, original=title, width=WIDTH))
     save_picture(sheet(rows), arguments.output, smallest=True)
 
 

@@ -63,7 +63,7 @@ def draw(rows, growth, path):
     figure, axes = plt.subplots(
         high + 1, wide, figsize=(3.7 * wide, 3.7 * (high + 1)), squeeze=False, layout="constrained"
     )
-    for axis in axes.flat[len(cases) : -wide].tolist() + axes.flat[len(growth) - wide :].tolist():
+    for axis in [*axes[:-1].flat[len(cases) :], *axes[-1, len(growth) :]]:
         axis.set_visible(False)
     for axis, case in zip(axes.flat, cases):
         mine = [row for row in rows if row["case"] == case]
