@@ -92,8 +92,27 @@ def test_mean_pooling(encoder):
     torch.testing.assert_close(encoder(["cat"])[0], tokens.mean(dim=0))
 
 
-def test_letter_runs():
-    assert letter_runs("cat") == {" c", "ca", "at", "t ", " ca", "cat", "at ", " cat", "cat "}
+def test_letter_runs_come_in_one_order():
+    assert letter_runs("cat") == (" c", "ca", "at", "t ", " ca", "cat", "at ", " cat", "cat ")
+    assert letter_runs("anan") == (" a", "an", "na", "n ", " an", "ana", "nan", "an ", " ana", "anan", "nan ")
+
+
+@pytest.mark.slow
+def test_every_process_makes_the_same_digits():
+    """Processes of one job tell by them that they evaluate the same."""
+    names = ["traffic light", "swivel chair", "escalator", "hovel", "minibike", "conveyer belt"]
+    code = f"from clearclip.offline.student import Head, HEAD; print(Head.load(HEAD)._spelling({names}).sum(1).tolist())"
+    seen = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in "123"
+    ]
+    assert seen[0] == seen[1] == seen[2]
 
 
 words = st.lists(st.text("abc ", min_size=1, max_size=8), min_size=1, max_size=8)

@@ -142,10 +142,13 @@ class Spelling:
         return math.sqrt(sum(self._weight(run) ** 2 for run in letter_runs(name)))
 
 
-def letter_runs(name: str) -> set[str]:
-    """The runs of 2 to 4 characters in a name, its ends marked by spaces."""
+def letter_runs(name: str) -> tuple[str, ...]:
+    """The runs of 2 to 4 characters in a name, its ends marked by spaces, each once.
+
+    In one order, not a set's, which differs from process to process: what is summed over them then has the same digits.
+    """
     text = f" {name} "
-    return {text[start : start + length] for length in RUNS for start in range(len(text) - length + 1)}
+    return tuple(dict.fromkeys(text[at : at + length] for length in RUNS for at in range(len(text) - length + 1)))
 
 
 def plain(name: str) -> str:
