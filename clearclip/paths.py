@@ -93,6 +93,20 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], timeout: float = -1) -> Iterator[None]:
+    """Hold a lock among processes, by a file that stays; -1 seconds wait for ever. Its folders are made.
+
+    Raises `OSError` where the file cannot be opened to write, and `filelock.Timeout`.
+    """
+    from filelock import FileLock
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))  # where that fails, FileLock may try until the timeout
+    with FileLock(path, timeout=timeout):
+        yield
+
+
 def _read_only(path: Path) -> bool:
     """Whether the user made the file read-only; root may write to such files, and should not."""
     return os.path.isfile(path) and not (os.access(path, os.W_OK) and path.stat().st_mode & 0o222)

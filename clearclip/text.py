@@ -1,5 +1,6 @@
 """Prompt-ensemble text embeddings, computed once and kept on disk."""
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -7,7 +8,7 @@ import json
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from clearclip.backbones import Backbone
 from clearclip.errors import UserError, one_line
-from clearclip.paths import atomic_write, cache_dir, check_regular
+from clearclip.paths import atomic_write, cache_dir, check_regular, locked
 from clearclip.vocabulary import LONG, Vocabulary, check_tokens, load_templates, plain
 from clearclip.weights import EMBEDDED
 
@@ -251,19 +252,15 @@ def embed_names(
     source = (student or backbone).content_hash
     identity = json.dumps([source, backbone.checkpoint.config, str(backbone.dtype), templates, unique], default=str)
     path = cache_dir() / "text" / f"{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
-    known = _load_cached(path, unique, backbone.dim) if cache else None
-    if known is None:
+
+    def make() -> TextEmbeddings:
         if student:
             rows, note = student(list(unique)), _student_note(student, unique)
         else:
             rows, note = _embed(backbone, unique, templates), f"mean of {len(templates)} templates"
-        known = TextEmbeddings(unique, rows, f"{backbone.name} {backbone.tag}", note, _identity(backbone))
-        if cache:
-            try:
-                known.save(path)
-                known = TextEmbeddings.load(path)  # normalised once more: the first run gives what later ones will
-            except OSError as error:
-                _warn_not_kept(path.parent, error.strerror)
+        return TextEmbeddings(unique, rows, f"{backbone.name} {backbone.tag}", note, _identity(backbone))
+
+    known = _kept(path, unique, backbone.dim, make) if cache else make()
     warn_of_cut(backbone, unique, templates)
     if student:
         _say_stand_in()
@@ -348,13 +345,40 @@ def _student() -> "TextStudent":
     return TextStudent()
 
 
-def _load_cached(path: Path, names: tuple[str, ...], dim: int) -> TextEmbeddings | None:
+def _kept(path: Path, names: tuple[str, ...], dim: int, make: Callable[[], TextEmbeddings]) -> TextEmbeddings:
+    """The cache's entry, which is made first where there is none: by one of all processes that want it.
+
+    The others wait for it. Each for itself, several ranks would take several times as long on one processor, and might
+    get other digits, which are another run's.
+    """
+    known = _load_cached(path, names, dim, warn=False)
+    if known is not None:
+        return known
+    with contextlib.ExitStack() as stack:
+        try:
+            # One for all entries of a first letter: files of locks stay.
+            stack.enter_context(locked(path.parent.with_name(f".{path.parent.name}-{path.name[0]}.lock")))
+            known = _load_cached(path, names, dim)
+        except (OSError, NotImplementedError) as error:  # no folder to write to, or a file system without locks
+            log.debug("text embeddings are made without a lock: %s", error)
+        if known is None:
+            known = make()
+            try:
+                known.save(path)
+                known = TextEmbeddings.load(path)  # normalised once more: the first run gives what later ones will
+            except OSError as error:
+                _warn_not_kept(path.parent, error.strerror)
+    return known
+
+
+def _load_cached(path: Path, names: tuple[str, ...], dim: int, warn: bool = True) -> TextEmbeddings | None:
     if not path.is_file():
         return None
     try:
         known = TextEmbeddings.load(path)
     except UserError as error:
-        log.warning("rebuilding a damaged cache entry: %s", error)
+        if warn:
+            log.warning("rebuilding a damaged cache entry: %s", error)
         return None
     return known if known.names == names and known.embeddings.shape[1] == dim else None
 

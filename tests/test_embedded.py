@@ -182,6 +182,18 @@ def test_concurrent_callers_build_once(pip, tmp_path):
     assert len(pip) == 1
 
 
+def test_what_is_whole_is_read_without_the_lock(pip, tmp_path):
+    """Many ranks look at once, and a cache that many share may be read-only."""
+    path = embedded.vision_checkpoint(tmp_path)
+    lock = tmp_path / ".openai-int8.lock"
+    lock.unlink()
+    lock.mkdir()  # a lock that cannot be had
+    assert embedded.vision_checkpoint(tmp_path) == path
+    path.unlink()
+    with pytest.raises(UserError, match="CLEARCLIP_CACHE"):
+        embedded.vision_checkpoint(tmp_path)
+
+
 def test_sentence_encoder_folder(pip, tmp_path):
     folder = embedded.sentence_encoder_dir(tmp_path)
     for name in embedded.SENTENCE_FILES:

@@ -101,7 +101,8 @@ def test_letter_runs_come_in_one_order():
 def test_every_process_makes_the_same_digits():
     """Processes of one job tell by them that they evaluate the same."""
     names = ["traffic light", "swivel chair", "escalator", "hovel", "minibike", "conveyer belt"]
-    code = f"from clearclip.offline.student import Head, HEAD; print(Head.load(HEAD)._spelling({names}).sum(1).tolist())"
+    program = "from clearclip.offline.student import Head, HEAD; spelling = Head.load(HEAD)._spelling"
+    code = f"{program}; print(spelling({names}).sum(dim=1).tolist())"
     seen = [
         subprocess.run(
             [sys.executable, "-c", code],

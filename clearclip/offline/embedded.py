@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clearclip.errors import UserError
-from clearclip.paths import atomic_write, cache_dir, sigterm_raises
+from clearclip.paths import atomic_write, cache_dir, locked, sigterm_raises
 
 log = logging.getLogger(__name__)
 
@@ -219,11 +219,11 @@ def _cache(cache: Path | None) -> Path:
 
 def _kept(folder: Path, build: Callable[[Path], None]) -> Path:
     """`folder`, after `build(folder)` has filled it unless it already holds exactly what was built before."""
-    from filelock import FileLock
-
+    if _intact(folder):  # without the lock: many ranks check it at once, and a shared cache may be read-only
+        return folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
+        with locked(folder.with_name(f".{folder.name}.lock")):
+            folder.mkdir(exist_ok=True)
             if not _intact(folder):
                 for stale in folder.glob(".*"):  # of a process that was killed; the lock says that none is at work
                     if stale.is_dir():

@@ -28,12 +28,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 from xml.parsers import expat
 
-from filelock import FileLock
-
 from clearclip.errors import UserError, printable
 from clearclip.evaluation.results.record import Result, instant, plain, read_result
 from clearclip.evaluation.results.tables import ROW, Row, Run, is_partial, is_uncertain, table
-from clearclip.paths import atomic_write, check_writable
+from clearclip.paths import atomic_write, check_writable, locked
 
 if TYPE_CHECKING:  # slow, and only needed where a workbook is opened
     from openpyxl import Workbook
@@ -57,6 +55,7 @@ OURS = 'AND(ISNUMBER(C2),ISERROR(SEARCH(" img)",C$1))'  # begins our rule for ce
 PAIRS = 6  # of a run; result.json has more
 PART = " img)"  # ends the title of a run on a part of its benchmark
 CELL_LENGTH = 32_767  # characters, at most
+WAIT = 600.0  # seconds, at most, for another process that writes the workbook
 
 
 def append_results(records: Iterable[Result], path: StrPath, saved_at: StrPath | None = None) -> None:
@@ -66,7 +65,7 @@ def append_results(records: Iterable[Result], path: StrPath, saved_at: StrPath |
     full; then it is as it was before. `saved_at` tells that message's reader where the results are kept (default: in
     the result.json of each run).
     """
-    with _explained(path, saved_at), _locked(path), _collector_paused():
+    with _explained(path, saved_at), locked(f"{os.path.realpath(path)}.lock", WAIT), _collector_paused():
         workbook = _load(path)
         _add(workbook, [plain(record) for record in records], path)
         _save(workbook, path)
@@ -79,7 +78,7 @@ def rebuild(results: Iterable[Result | StrPath], path: StrPath) -> None:
     """
     records = [plain(read_result(each) if isinstance(each, str | os.PathLike) else each) for each in results]
     unique = {json.dumps(record, sort_keys=True, default=str): record for record in records}
-    with _explained(path), _locked(path), _collector_paused():
+    with _explained(path), locked(f"{os.path.realpath(path)}.lock", WAIT), _collector_paused():
         workbook = _load(path)
         for name in {*SHEETS} & {*workbook.sheetnames}:
             del workbook[name]
@@ -136,16 +135,6 @@ def _opened(path: StrPath) -> IO[bytes]:
         return Path(path).open("rb")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): free it or give another path") from None
-
-
-@contextlib.contextmanager
-def _locked(path: StrPath) -> Iterator[None]:
-    target = Path(os.path.realpath(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = f"{target}.lock"
-    os.close(os.open(lock, os.O_RDWR | os.O_CREAT, 0o644))  # where that fails, FileLock would try for ten minutes
-    with FileLock(lock, timeout=600):
-        yield
 
 
 @contextlib.contextmanager
