@@ -11,6 +11,7 @@ import torch
 from benchmarks import SHAPES, make_benchmark
 from test_resume import counted, read
 
+from clearclip import text
 from clearclip.cli import eval, reporting, table
 from clearclip.errors import UserError
 from clearclip.evaluation import evaluate, mmseg, ranks  # noqa: F401, imported once, before processes fork
@@ -91,6 +92,33 @@ def test_a_run_that_fails_in_one_process_fails_in_the_job(quick):
         assert first.failures() == {4: "image a.jpg is not a picture"}
     with rank(0, 3) as first:
         assert first.failures() == {}  # what an earlier job said
+
+
+def test_who_records_a_run_as_another_is_known_even_when_it_is_done(quick):
+    with rank(0, 3) as first:
+        with rank(1, 3) as second, rank(2, 3) as third:
+            second.tell(0, "same")
+            third.tell(0, "same")
+            third.tell(1, "other")
+        assert first.disagreeing(0, "same") == {}
+        assert first.disagreeing(1, "same") == {2: "other"}
+        assert first.disagreeing(2, "same") == {}
+    with rank(0, 3) as first:
+        time.sleep(0.3)
+        assert first.disagreeing(1, "same") == {}  # what was told in an earlier job
+
+
+def test_who_is_done_does_not_wait_for_a_rank_0_that_is_gone(quick):
+    began = time.monotonic()
+    with rank(1) as second:
+        with rank(0):
+            time.sleep(0.3)
+        second.tell(0, "key")
+    assert time.monotonic() - began < 1  # of `SILENT`
+    began = time.monotonic()
+    with rank(1) as second:
+        second.tell(0, "key")
+    assert time.monotonic() - began < 5  # of one that never came
 
 
 def test_nobody_starts_before_rank_0_says_so(quick):
@@ -256,4 +284,39 @@ def test_a_rank_that_dies_ends_the_job_and_a_second_go_finishes_it(arguments, pr
     assert "process 2 of 2 has given no sign of life" in Path("said0.txt").read_text()
     assert ended(start(argv, 0, 2), start(argv, 1, 2)) == [0, 0]
     assert "counted already" in Path("said0.txt").read_text()
+    assert read("run")["images"] == len(SHAPES)
+
+
+@pytest.mark.slow
+def test_a_rank_that_evaluates_something_else_ends_the_job_with_what_differs(arguments, prompt):
+    """Rank 0 would wait for its images for half an hour."""
+    argv = ["voc20", *arguments, "--work-dir", "run", "--results", "run.xlsx"]
+    pids = [start(argv, 0, 2), start([*argv, "--precision", "bf16"], 1, 2)]
+    began = time.monotonic()
+    assert ended(*pids)[0] == 2
+    assert time.monotonic() - began < 60
+    said = Path("said0.txt").read_text()
+    assert "error: process 2 of 2 evaluates something else (precision is bfloat16 there, float32 here" in said
+    assert said.count("error: ") == 1
+    assert "Traceback" not in said + Path("said1.txt").read_text()
+
+
+@pytest.mark.slow
+def test_ranks_embed_their_text_once(arguments, prompt):
+    """With none kept: one process makes it, and all evaluate the same."""
+
+    def noting():
+        embed = text._embed
+
+        def noted(*given):
+            with open("embedded.txt", "a") as file:
+                file.write("once\n")
+            time.sleep(2)  # the others come meanwhile
+            return embed(*given) + 1e-5 * torch.randn(20, 1)  # as another processor might
+
+        text._embed = noted
+
+    argv = ["voc20", *arguments, "--work-dir", "run", "--results", "run.xlsx"]
+    assert ended(*(start(argv, index, 3, before=noting) for index in range(3))) == [0, 0, 0]
+    assert Path("embedded.txt").read_text() == "once\n"
     assert read("run")["images"] == len(SHAPES)

@@ -1,6 +1,7 @@
 """What `clearclip eval` and `clearclip table` share: whose images are counted where, and how it ends."""
 
 import argparse
+import logging
 import math
 import os
 import signal
@@ -47,11 +48,18 @@ def launched(arguments: argparse.Namespace) -> "AbstractContextManager[Ranks | N
     """The processes that a launcher started together; nothing without one."""
     if arguments.launcher == "none":
         return nullcontext()
+    import cv2
+    import torch
+
     from clearclip.evaluation.ranks import Ranks
     from clearclip.evaluation.shards import Share
 
-    shard = Share.parse(arguments.shard) if arguments.shard else Share()
-    return Ranks(Path(arguments.records), shard, Share.of_launcher(arguments.launcher), PARENT)
+    cv2.setNumThreads(torch.get_num_threads())  # OpenCV would take all cores, whatever dist_test.sh has shared out
+    shard, rank = Share.parse(arguments.shard) if arguments.shard else Share(), Share.of_launcher(arguments.launcher)
+    if rank.index:  # rank 0 says the same of names and weights
+        for name in ("clearclip.text", "clearclip.weights"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    return Ranks(Path(arguments.records), shard, rank, PARENT)
 
 
 @contextmanager

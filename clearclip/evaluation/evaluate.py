@@ -38,6 +38,7 @@ from clearclip.evaluation.passes import (
 from clearclip.evaluation.pictures import Pictures, own_colours
 from clearclip.evaluation.progress import Progress
 from clearclip.evaluation.ranks import Ranks
+from clearclip.evaluation.records import difference
 from clearclip.evaluation.results import Result, write_result
 from clearclip.evaluation.run import (
     NUMBERS,
@@ -169,6 +170,8 @@ def _evaluate_pass(
     for work in works:
         with _ending(work):
             _find_missing(job, one, work)
+        if job.ranks:
+            job.ranks.tell(_place(job, work), work.ledger.run.key)
     loader = one.runs[0].config.test_dataloader
     for done in evaluate(one, works, loader.batch_size, loader.get("num_workers", 2)):
         if job.reports:
@@ -201,14 +204,36 @@ def _forget(job: Job, one: Pass, works: Sequence[Work], stage: int) -> None:
 
 
 def _hear(job: Job, works: Sequence[Work]) -> None:
-    """End the runs that another process cannot count. Raises UserError where one has died."""
+    """End the runs that another process cannot count, or counts as another run. Raises UserError where one has died."""
     if not (job.ranks and job.reports):
         return
     failures = job.ranks.failures()
     for work in works:
-        place = next(place for place, run in enumerate(job.runs) if run is work.run)
+        place = _place(job, work)
         if work.error is None and place in failures:
             work.error = UserError(failures[place])
+        for index, key in job.ranks.disagreeing(place, work.ledger.run.key).items():
+            work.error = work.error or _disagreement(work, f"process {index + 1} of {job.ranks.rank.count}", key)
+
+
+def _place(job: Job, work: Work) -> int:
+    return next(place for place, run in enumerate(job.runs) if run is work.run)
+
+
+def _disagreement(work: Work, process: str, key: str) -> UserError:
+    """That another process of the job counts a run as another: rank 0 would wait for its images in vain."""
+    theirs = work.ledger.identity_of(key)
+    found = difference(theirs, work.ledger.run.identity) if theirs else {}
+    parts = "; ".join(f"{name} is {_brief(there)} there, {_brief(here)} here" for name, (there, here) in found.items())
+    return UserError(
+        f"{process} evaluates something else{f' ({parts})' if parts else ''}: give all processes the same code and "
+        "weights, one CLEARCLIP_CACHE for texts, and name device and precision"
+    )
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:8]}…"
 
 
 def _finished(job: Job, work: Work) -> Outcome:

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from clearclip.errors import UserError, one_line
 from clearclip.evaluation.shards import Share
 
 BEAT = 1.0  # seconds from one sign of life to the next
-SILENT = 20.0  # seconds without any after which a process is dead
+SILENT = 20.0  # seconds without any after which a process is dead; those that one which is done waits to be heard
 LATE = 600.0  # seconds that a process may take to start
 GRACE = 15.0  # seconds from SIGTERM to the second one, which nothing handles
 DONE = "done"  # how a process ends well
@@ -35,11 +35,13 @@ class Heard:
         text: as it was read; what an earlier run left is no sign of life until it changes.
         at: when it changed, by our clock.
         alive: whether it ever did.
+        keys: by the place of a run, as what it is recorded there; they outlast the process.
     """
 
     text: str
     at: float
     alive: bool = False
+    keys: dict[str, str] = field(default_factory=dict)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -58,7 +60,7 @@ class Ranks:
         self.paths = [folder / f"{share.index + 1}-of-{share.count}.alive" for share in shares]
         self.rank, self.parent = rank, parent
         self.token = uuid.uuid4().hex
-        self._state: dict[str, Any] = {"token": self.token, "beat": 0, "failed": {}, "ended": None}
+        self._state: dict[str, Any] = {"token": self.token, "beat": 0, "keys": {}, "failed": {}, "ended": None}
         self._heard: dict[int, Heard] = {}
         self._lock, self._stop = threading.RLock(), threading.Event()
         self._thread = threading.Thread(target=self._live, daemon=True)
@@ -66,13 +68,15 @@ class Ranks:
 
     def __enter__(self) -> "Ranks":
         self.paths[0].parent.mkdir(parents=True, exist_ok=True)
-        others = set(range(self.rank.count)) - {self.rank.index}
+        others = {0} if self.rank.index else range(1, self.rank.count)  # rank 0 hears all, the others hear it
         self._heard = {index: Heard(self._read(index) or "", time.monotonic()) for index in others}
         self._beat()
         self._thread.start()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None and self._state["keys"]:
+            self._be_heard()
         self._stop.set()
         self._thread.join()
         if error is None and not self._state["failed"]:
@@ -101,12 +105,34 @@ class Ranks:
                 found |= {int(run): reason for run, reason in heard.state.get("failed", {}).items()}
         return found
 
+    def tell(self, run: int, key: str) -> None:
+        """Tell rank 0 as what a run of the job, by its place, is recorded here."""
+        with self._lock:
+            self.token = uuid.uuid4().hex  # rank 0, which welcomes it, has then heard the key too
+            self._beat(token=self.token, keys=self._state["keys"] | {str(run): key})
+
+    def disagreeing(self, run: int, key: str) -> dict[int, str]:
+        """The processes that record a run as something else, and as what: their images would be waited for in vain."""
+        told = {index: heard.keys.get(str(run), key) for index, heard in self._heard.items()}
+        return {index: other for index, other in told.items() if other != key}
+
     def start(self, stage: int) -> None:
         """Begin a stage of the job. Rank 0 lets the others begin it, and they wait until it has."""
         if self.rank.index == 0:
             self._beat(stage=stage)
             return
         while not self._may_start(stage):
+            time.sleep(BEAT / 4)
+
+    def _be_heard(self) -> None:
+        """Wait until rank 0 has heard what was told last: with the process its file goes."""
+        end = time.monotonic() + SILENT
+        while self.rank.index and time.monotonic() < end:
+            self._listen()
+            rank_0 = self._heard[0]
+            gone = rank_0.alive and (not rank_0.text or rank_0.state.get("ended"))
+            if gone or self.token in rank_0.state.get("welcome", ()):
+                return
             time.sleep(BEAT / 4)
 
     def _may_start(self, stage: int) -> bool:
@@ -132,7 +158,9 @@ class Ranks:
             for index, heard in self._heard.items():
                 text = self._read(index)
                 if text is not None and text != heard.text:
-                    self._heard[index] = Heard(text, time.monotonic(), alive=True)
+                    news = Heard(text, time.monotonic(), alive=True)
+                    news.keys = heard.keys | news.state.get("keys", {})
+                    self._heard[index] = news
 
     def _read(self, index: int) -> str | None:
         """What a process says; "" where it says nothing, as one that is done, None where it is just writing."""
@@ -148,8 +176,8 @@ class Ranks:
         """Give a sign of life. A disk that is full will be said by what writes records."""
         with self._lock:
             self._state |= news | {"beat": self._state["beat"] + 1}
+            self._listen()
             if self.rank.index == 0:
-                self._listen()
                 self._state["welcome"] = [heard.state.get("token") for heard in self._heard.values()]
             with contextlib.suppress(OSError):
                 self.paths[self.rank.index].write_text(json.dumps(self._state), encoding="utf-8")

@@ -149,6 +149,15 @@ class Ledger:
         _check_there([sample for sample in samples if sample not in found])
         return [found[sample] for sample in samples]
 
+    def identity_of(self, key: str) -> Mapping | None:
+        """What another run is, by its key, where a process has begun to count it."""
+        for path in self.shards.others():
+            with Records.open(path, readonly=True) as records:
+                for run in records.runs():
+                    if run.key == key:
+                        return run.identity
+        return None
+
     def _everywhere(self, readonly: bool = True) -> Iterator[Run]:
         """This run in the file of this process, and then in those of others, each open until the next."""
         yield self.run
