@@ -271,6 +271,22 @@ def test_labels(threshold, score_threshold, normalise, background):
         assert torch.equal((probabilities[1:] >= max(threshold, 1e-9)).any(dim=0), expected > 0)
 
 
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_groups_of_classes_do_not_show(normalise, background, monkeypatch):
+    """Which a GPU decodes at once, to launch fewer kernels."""
+    query_class = (0, 1, 1, 2, 3, 0, 4, 5)
+    scores = torch.rand(8, 5, 6, generator=torch.Generator().manual_seed(0))
+    scores[7] = scores[6]  # equals, in one group and in two
+    whole = STITCHER.maps(scores[None], plan(80, 96, 0, 0, 16), (43, 61))
+    decoder = ImageLevelDecoder(query_class, 0.3, 0.5, normalise, background)
+    labels, probabilities = decoder.labels(whole), decoder.probabilities(whole)
+    for size in (2, 3, 4, 9):
+        monkeypatch.setattr("clearclip.methods.cliper.group_size", lambda maps, size=size: size)
+        assert torch.equal(decoder.labels(whole), labels)
+        torch.testing.assert_close(decoder.probabilities(whole), probabilities)
+
+
 def test_many_classes_have_a_label_for_none():
     scores = torch.zeros(300, 1, 2)
     scores[299, 0, 0] = 1

@@ -18,6 +18,9 @@ from benchmarking.roofline import GPU, Launch, Ledger, compiled, ideal, keeping,
 
 from clearclip import windows
 from clearclip.images import resized_shape
+from clearclip.methods.cliper import ImageLevelDecoder
+from clearclip.refine.pamr import pamr
+from clearclip.windows import Maps
 
 SMALL = Case("small", 120, 160, 7, 64, stride=32)
 
@@ -124,6 +127,25 @@ def test_the_products_of_an_image_are_those_of_its_windows(deep_backbone):
     assert ledger.uploads == 2 * 3 * resized_shape(120, 160, 448)[0] * resized_shape(120, 160, 448)[1] + 2 * 120 * 160
     assert {one.stage for one in ledger.launches} == {"network", "decode", "count"}
     assert [one.name for one in ledger.launches].count("best_query") == 2
+
+
+def test_many_maps_are_launched_together():
+    """150 classes at ADE20K's size: not a kernel for each of them and each neighbour, nor a dozen for each."""
+    ledger = watch(lambda image, maps: pamr(image, maps), (3, 512, 683), (150, 512, 683), dtype=torch.float32)
+    assert 160 <= len(ledger.launches) < 1500
+    maps = [(150, 28, 37), (512, 28), (683, 37)]
+    decoder = ImageLevelDecoder(tuple(range(150)), 0.3, 0.1, normalise=True)
+    ledger = watch(lambda *given: decoder.labels(Maps(*given)), *maps, dtype=torch.float32)
+    assert len(ledger.launches) < 150
+
+
+def test_methods_of_vision_models_and_of_whole_images(deep_backbone):
+    mode = FakeTensorMode()
+    with keeping():
+        backbone = on_fake_gpu(copy.deepcopy(deep_backbone), mode)
+        for name in ("Overview+EDGES", "LPOSS:vfm=dinov2_vits14"):
+            ledger = program.count_kernels(name, SMALL, backbone, mode, images=1)
+            assert {one.stage for one in ledger.launches} == {"network", "decode", "count"}
 
 
 @pytest.mark.slow

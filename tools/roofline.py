@@ -12,12 +12,14 @@ compiler that sees the whole network and lets matrix products apply activations 
 
 import argparse
 import collections
+import contextlib
 import sys
 from pathlib import Path
+from unittest import mock
 
 import timm
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without clearclip being installed
 
@@ -26,13 +28,13 @@ from benchmarking.inputs import Case, make_backbone
 from benchmarking.report import as_columns
 from benchmarking.roofline import GPUS, Ledger, compiled, ideal, keeping, predict, watched
 
+from clearclip import vision
 from clearclip.errors import program
 from clearclip.evaluation.passes import count
 from clearclip.methods import list_methods
-from clearclip.methods.proxyclip import ProxyCLIP
 from clearclip.segmenter import Segmenter
 from clearclip.text import Queries
-from clearclip.vision import VISION, Eyes, TimmViT
+from clearclip.vision import VISION, TimmViT
 
 CASES = [
     Case("VOC20", 375, 500, 20), Case("VOC21", 375, 500, 21),
@@ -42,32 +44,35 @@ CASES = [
     Case("Context459", 375, 500, 459), Case("ADE20K-847", 512, 683, 847),
 ]  # fmt: skip
 OTHERS = {"vfm", "masks", "sam", "model"}  # options that name another network
-PROXY = "ProxyCLIP:vfm="
+SEEN = ("ProxyCLIP", "GLA-CLIP", "LPOSS")  # methods of one vision model, of which two are counted
+MODELS = ("dino_vitb8", "dinov2_vits14")
+REFINED = ("ClearCLIP+PAMR", "ClearCLIP+EDGES", "ClearCLIP+TLP", "Overview+EDGES")
 
 
 def default_methods():
-    """Those that need no other network, ProxyCLIP with two vision models, and ClearCLIP with PAMR and TLP."""
+    """Those that need no other network, those of a vision model, and refinements."""
     alone = [entry.name for entry in list_methods() if not OTHERS & entry.options.keys()]
-    return [*alone, f"{PROXY}dino_vitb8", f"{PROXY}dinov2_vits14", "ClearCLIP+PAMR", "ClearCLIP+TLP"]
+    return [*alone, *(f"{method}:vfm={model}" for method in SEEN for model in MODELS), *REFINED]
 
 
-def make_method(name, backbone, mode):
-    """The method of that name; a vision model is one on the fake GPU."""
-    if not name.startswith(PROXY):
-        return name
-    architecture = VISION.find(name.removeprefix(PROXY)).preset["architecture"]
-    network = timm.create_model(architecture, num_classes=0, dynamic_img_size=True)
-    eyes = Eyes.__new__(Eyes)
-    eyes.model = eyes_on_fake_gpu(TimmViT(network, torch.device("cpu"), torch.float32), mode)
-    with mode:
-        eyes.mean, eyes.std, eyes.own_mean, eyes.own_std = torch.zeros(4, 3, 1, 1, device=CUDA)
-    return ProxyCLIP(backbone, vfm=eyes)
+@contextlib.contextmanager
+def vision_models(mode):
+    """Vision models are ones on the fake GPU, with no weights."""
+
+    def load(name, *arguments):
+        with unset_fake_temporarily():  # it is made on the CPU, with numbers
+            architecture = VISION.find(name).preset["architecture"]
+            network = timm.create_model(architecture, num_classes=0, dynamic_img_size=True)
+            model = TimmViT(network, torch.device("cpu"), torch.float32)
+        return eyes_on_fake_gpu(model, mode)
+
+    with mock.patch.object(vision, "load_vision_model", load):
+        yield
 
 
 def count_kernels(method, case, backbone, mode, images=4, kernels=True):
     """The ledger of a batch of images, when what geometry and names decide is on the device already."""
-    method = make_method(method, backbone, mode)
-    with mode:
+    with vision_models(mode), mode:
         sizes = dict(crop=case.crop, stride=case.stride, window_batch=256)
         segmenter = Segmenter(method, backbone, **sizes)
         text, query_class = torch.zeros(case.classes, backbone.dim, device=CUDA), tuple(range(case.classes))
@@ -78,7 +83,8 @@ def count_kernels(method, case, backbone, mode, images=4, kernels=True):
         picture = torch.zeros(3, case.height, case.width, dtype=torch.uint8)
         views = [segmenter.view(picture) for _ in range(images)]
         for view in views:
-            object.__setattr__(view, "image", mode.from_tensor(view.image))
+            for name in ("image", "original"):
+                object.__setattr__(view, name, mode.from_tensor(getattr(view, name)))
         ledger = Ledger()
         with mode, watched(ledger, backbone, kernels):
             dense = segmenter.look(views, queries)

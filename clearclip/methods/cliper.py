@@ -32,6 +32,7 @@ from clearclip.windows import Maps
 ATTENTIONS = ("fused", "qk", "qq", "kk", "vv", "identity")
 POSITION = "bilinear"  # how the position embedding is resampled
 STRIDE = 112  # of windows, in pixels
+GROUP_BYTES = 64 << 20  # of the maps of classes that a GPU decodes at once
 WORDS = {  # what takes part in the softmax besides the classes of sets without background, by name
     "voc": "ground;land;grass;tree;building;wall;sky;lake;water;river;sea;railway;railroad;keyboard;helmet;cloud;house;"
     "mountain;ocean;road;rock;street;valley;bridge;sign",
@@ -284,10 +285,11 @@ class ImageLevelDecoder:
         dtype = torch.int32 if many else torch.uint8
         labels = torch.full(maps.shape, nothing, dtype=dtype, device=maps.scores.device)
         best = torch.zeros(maps.shape, device=maps.scores.device)
-        for index, values in self._values(maps):
-            better = values > best  # the first of equals stays
-            labels.masked_fill_(better, index)
-            best = torch.where(better, values, best)
+        for first, values in self._values(maps):
+            value, index = (values[0], 0) if len(values) == 1 else values.max(dim=0)  # the first of equals
+            better = value > best  # of equals of two groups, too, the first stays
+            labels = torch.where(better, index + first, labels).to(dtype)
+            best = torch.where(better, value, best)
         return labels
 
     def probabilities(self, maps: Maps) -> Tensor:
@@ -295,22 +297,34 @@ class ImageLevelDecoder:
         out = torch.zeros(self.num_classes, *maps.shape, device=maps.scores.device)
         if self.background:
             out[0] = self.threshold
-        for index, values in self._values(maps):
-            out[index] = values
+        for first, values in self._values(maps):
+            out[first : first + len(values)] = values
         return out
 
     def _values(self, maps: Maps) -> Iterator[tuple[int, Tensor]]:
-        """Each class with its values [H, W], 0 where it is not in the image: to ask which are would wait for them."""
-        for index in range(int(self.background), self.num_classes):
-            rows = [row for row, of in enumerate(self.query_class) if of == index]
-            tiled = functools.reduce(torch.maximum, [maps.scores[row] for row in rows]).float()  # [h, w]
-            score = tiled.max()
-            values = maps.rows @ tiled @ maps.columns.T
-            values = values * (score / values.max().clamp(min=1e-12))
+        """Classes from the first of a group on with their values [G, H, W], 0 for those that are not in the image: to
+        ask which are would wait for them."""
+        rows: list[list[int]] = [[] for _ in range(self.num_classes)]
+        for row, index in enumerate(self.query_class):
+            rows[index].append(row)
+        size = group_size(maps)
+        for first in range(int(self.background), self.num_classes, size):
+            group = [functools.reduce(torch.maximum, [maps.scores[row] for row in of]) for of in rows[first:][:size]]
+            tiled = torch.stack(group).float()  # [G, h, w]
+            score = tiled.amax(dim=(-2, -1), keepdim=True)
+            values = maps.rows @ (tiled if size > 1 else tiled[0]) @ maps.columns.T  # of one a plain product
+            values = values * (score / values.amax(dim=(-2, -1), keepdim=True).clamp(min=1e-12))
             if self.normalise:
-                values = values - values.min()
-                values = values / values.max().clamp(min=1e-12)
-            yield index, values.masked_fill((values < self.threshold) | (score <= self.score_threshold), 0)
+                values = values - values.amin(dim=(-2, -1), keepdim=True)
+                values = values / values.amax(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
+            yield first, values.masked_fill((values < self.threshold) | (score <= self.score_threshold), 0)
+
+
+def group_size(maps: Maps) -> int:
+    """Classes to be decoded at once: on a CPU one, whose map its cache holds; on a GPU every group is launched anew."""
+    if maps.scores.device.type == "cpu":
+        return 1
+    return max(1, GROUP_BYTES // (4 * maps.shape[0] * maps.shape[1]))
 
 
 register(
