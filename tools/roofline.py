@@ -32,6 +32,7 @@ from clearclip import vision
 from clearclip.errors import program
 from clearclip.evaluation.passes import count
 from clearclip.methods import list_methods
+from clearclip.refine import REFINEMENTS
 from clearclip.segmenter import Segmenter
 from clearclip.text import Queries
 from clearclip.vision import VISION, TimmViT
@@ -44,15 +45,18 @@ CASES = [
     Case("Context459", 375, 500, 459), Case("ADE20K-847", 512, 683, 847),
 ]  # fmt: skip
 OTHERS = {"vfm", "masks", "sam", "model"}  # options that name another network
-SEEN = ("ProxyCLIP", "GLA-CLIP", "LPOSS")  # methods of one vision model, of which two are counted
+SEEN = ("ProxyCLIP", "GLA-CLIP", "LPOSS", "ClearCLIP+LP")  # by one vision model, of which two are counted
 MODELS = ("dino_vitb8", "dinov2_vits14")
-REFINED = ("ClearCLIP+PAMR", "ClearCLIP+EDGES", "ClearCLIP+TLP", "Overview+EDGES")
 
 
 def default_methods():
-    """Those that need no other network, those of a vision model, and refinements."""
-    alone = [entry.name for entry in list_methods() if not OTHERS & entry.options.keys()]
-    return [*alone, *(f"{method}:vfm={model}" for method in SEEN for model in MODELS), *REFINED]
+    """All but what needs masks, SAM or diffusion: methods, those of a vision model, refinements."""
+    alone, refining = (
+        [entry.name for entry in entries if not OTHERS & entry.options.keys()]
+        for entries in (list_methods(), REFINEMENTS.entries())
+    )
+    seen = (f"{method}:vfm={model}" for method in SEEN for model in MODELS)
+    return [*alone, *seen, *(f"ClearCLIP+{name}" for name in refining), "Overview+EDGES"]
 
 
 @contextlib.contextmanager
@@ -134,7 +138,9 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backbone", default="ViT-B-16")
     parser.add_argument("--images", type=int, default=4, help="in a batch")
-    parser.add_argument("--methods", nargs="*", metavar="NAME", help="on ADE20K; default: all that need no masks")
+    parser.add_argument(
+        "--methods", nargs="*", metavar="NAME", help="on ADE20K; default: all without masks, SAM, diffusion"
+    )
     parser.add_argument("--plain", action="store_true", help="without the fused kernels of clearclip.kernels")
     parser.add_argument("--markdown", action="store_true", help="tables as Markdown has them")
     return parser.parse_args(argv)

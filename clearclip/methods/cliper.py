@@ -32,7 +32,7 @@ from clearclip.windows import Maps
 ATTENTIONS = ("fused", "qk", "qq", "kk", "vv", "identity")
 POSITION = "bilinear"  # how the position embedding is resampled
 STRIDE = 112  # of windows, in pixels
-GROUP_BYTES = 64 << 20  # of the maps of classes that a GPU decodes at once
+DEVICE_GROUP_BYTES = 64 << 20  # of the maps of classes that are decoded at once elsewhere than on a CPU
 WORDS = {  # what takes part in the softmax besides the classes of sets without background, by name
     "voc": "ground;land;grass;tree;building;wall;sky;lake;water;river;sea;railway;railroad;keyboard;helmet;cloud;house;"
     "mountain;ocean;road;rock;street;valley;bridge;sign",
@@ -324,7 +324,7 @@ def group_size(maps: Maps) -> int:
     """Classes to be decoded at once: on a CPU one, whose map its cache holds; on a GPU every group is launched anew."""
     if maps.scores.device.type == "cpu":
         return 1
-    return max(1, GROUP_BYTES // (4 * maps.shape[0] * maps.shape[1]))
+    return max(1, DEVICE_GROUP_BYTES // (4 * maps.shape[0] * maps.shape[1]))
 
 
 register(

@@ -17,7 +17,7 @@ from clearclip.view import View
 from clearclip.windows import LateMaps, Maps
 
 CHUNK_BYTES = 4 << 20  # of maps at once, which a CPU's cache holds
-GPU_CHUNK_BYTES = 64 << 20  # on a GPU, where every chunk is launched anew, 17 kernels an iteration
+DEVICE_CHUNK_BYTES = 64 << 20  # elsewhere, where every chunk is launched anew, 18 kernels an iteration
 SCORE_BYTES = 1 << 30  # of all queries at full size; where they need more, no more than some are there at a time
 CONTRAST = 0.1  # differences count in units of this share of the local standard deviation
 # The eight neighbours of a pixel, as rows and columns from it.
@@ -54,7 +54,7 @@ class Diffusion:
 
     def __call__(self, maps: Tensor) -> Tensor:
         maps = maps.float()
-        at_once = CHUNK_BYTES if maps.device.type == "cpu" else GPU_CHUNK_BYTES
+        at_once = CHUNK_BYTES if maps.device.type == "cpu" else DEVICE_CHUNK_BYTES
         chunk = max(1, at_once // (4 * maps[0].numel()))
         return torch.cat([_diffuse(part, self.weights, self.iterations, self.dilations) for part in maps.split(chunk)])
 
