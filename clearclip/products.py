@@ -25,6 +25,9 @@ FEW_THREADS = 4  # up to so many, the products of one window's attention keep al
 HEAD_ROWS = 400  # of a head's scores at once in float32: the second-level cache holds them
 CLEARLY, TURNS = 3.0, 12  # so many times as fast, in the best of so many turns
 SCORE_BYTES = 16 << 20  # of all heads' scores at once in bfloat16
+# Sums of up to so many bytes lie in memory that the process has already. More would be had from the system each time,
+# page by page, unless they are made in pieces.
+KEPT_BYTES, SUM_BYTES = 24 << 20, 4 << 20
 
 # By weight, and by which of its rows: the weight's version, and what oneDNN made of it. It goes when the weight goes.
 _packed: MutableMapping[Tensor, dict[tuple[int, int], tuple[int, Tensor]]] = WeakIdKeyDictionary()
@@ -85,6 +88,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: f
             if bias is not None:
                 scores += bias[some]
             out[some] = times(torch.softmax(scores, dim=-1, out=scores), v[image, group])
+    return out
+
+
+def sums_rows(like: Tensor) -> bool:
+    """Whether `sum_rows` is the way to add up neighbours of maps on the device of a tensor.
+
+    It is on a CPU, which then reads and writes each sum once. Elsewhere shifted maps are added, which any device can,
+    and any exporter.
+    """
+    return like.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def sum_rows(rows: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums [M, C] of rows [N, C]: Σₖ weights[m, k] · rows[places[m, k]], for places and weights [M, K]."""
+    size = rows.element_size() * rows.shape[1]
+    if len(places) * size <= KEPT_BYTES:
+        return F.embedding_bag(places, rows, mode="sum", per_sample_weights=weights)
+    out, step = rows.new_empty(len(places), rows.shape[1]), max(1, SUM_BYTES // size)
+    for first in range(0, len(places), step):
+        some = slice(first, first + step)
+        out[some] = F.embedding_bag(places[some], rows, mode="sum", per_sample_weights=weights[some])
     return out
 
 
@@ -153,4 +177,4 @@ def _knows(dtype: torch.dtype) -> bool:
     return torch.allclose(made.float(), x.float() @ weight.float().T, atol=0.1)
 
 
-__all__ = ["Linear", "attend", "bfloat16_pays", "linear", "quicken"]
+__all__ = ["Linear", "attend", "bfloat16_pays", "linear", "quicken", "sum_rows", "sums_rows"]
