@@ -65,12 +65,26 @@ def quicken(network: nn.Module) -> nn.Module:
     return network
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    total: Tensor | None = None,
+) -> Tensor:
     """softmax(scale · q kᵀ + bias) v, [B, heads, T, e], for q and k [B, heads, T, d] and v [B, heads, T, e].
 
-    `scale` is 1 / √d unless given; `bias` broadcasts to [B, heads, T, T].
+    `scale` is 1 / √d unless given; `bias` broadcasts to [B, heads, T, T]. The softmax is added to `total`, float32 of
+    that shape, where it is given.
     """
-    if not (_takes(q, k) and _takes(q, v)) or torch.get_num_threads() > FEW_THREADS:
+    taken = _takes(q, k) and _takes(q, v)
+    if total is not None and not (taken and q.dtype == torch.float32):
+        scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+        weights = (scores if bias is None else scores + bias).float().softmax(dim=-1)
+        total += weights
+        return weights.to(v) @ v
+    if not taken or (total is None and torch.get_num_threads() > FEW_THREADS):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     batch, heads, count, width = v.shape
     q = (q * (q.shape[-1] ** -0.5 if scale is None else scale)).contiguous()
@@ -87,7 +101,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: f
             scores = times(q[some], k[image, group])
             if bias is not None:
                 scores += bias[some]
-            out[some] = times(torch.softmax(scores, dim=-1, out=scores), v[image, group])
+            torch.softmax(scores, dim=-1, out=scores)
+            if total is not None:
+                total[some] += scores
+            out[some] = times(scores, v[image, group])
     return out
 
 
@@ -110,6 +127,11 @@ def sum_rows(rows: Tensor, places: Tensor, weights: Tensor) -> Tensor:
         some = slice(first, first + step)
         out[some] = F.embedding_bag(places[some], rows, mode="sum", per_sample_weights=weights[some])
     return out
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """x yᵀ [..., T, E] for x [..., T, D] and y [..., E, D]."""
+    return _product(x, y) if y.ndim == 2 and _takes(x, y) else x @ y.mT
 
 
 @functools.lru_cache(maxsize=1)
@@ -177,4 +199,4 @@ def _knows(dtype: torch.dtype) -> bool:
     return torch.allclose(made.float(), x.float() @ weight.float().T, atol=0.1)
 
 
-__all__ = ["Linear", "attend", "bfloat16_pays", "linear", "quicken", "sum_rows", "sums_rows"]
+__all__ = ["Linear", "attend", "bfloat16_pays", "linear", "product", "quicken", "sum_rows", "sums_rows"]
