@@ -1,6 +1,7 @@
 """Scores to labels: synonyms, logit_scale and threshold, streamed so that [classes, H, W] is never stored."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -112,7 +113,7 @@ class Decoder:
         )
         plain = self.query_class == tuple(range(len(order)))  # no synonyms: a query's place is its class
         labels = scores.new_empty(maps.shape, dtype=dtype)
-        for y, x, band in _bands(scores, maps.rows, maps.columns):
+        for y, x, band in _bands(scores, maps.rows, maps.columns, maps.whole):
             query = _argmax(band if excluded is None else band + excluded)  # [r, w]
             label = query.to(dtype) if plain else classes[query]
             if threshold > 0:
@@ -147,7 +148,7 @@ class Decoder:
         scores, rows, columns = maps.scores, maps.rows, maps.columns
         classes = self._table("class of", self.query_class, torch.int64, scores.device)[:, None, None]
         out = scores.new_zeros(self.num_classes, len(rows), len(columns), dtype=torch.float32)
-        for y, x, band in _bands(scores.float().permute(1, 2, 0).contiguous(), rows, columns):
+        for y, x, band in _bands(scores.float().permute(1, 2, 0).contiguous(), rows, columns, maps.whole):
             queries = band.mul_(self.logit_scale).softmax(dim=-1).permute(2, 0, 1)  # [Q, r, w]
             out[:, y, x] = out[:, y, x].scatter_reduce(0, classes.expand_as(queries), queries, "amax")
         return out
@@ -157,10 +158,11 @@ class Decoder:
         return self._tables.get((name, dtype, device), lambda: torch.tensor(numbers, dtype=dtype, device=device))
 
 
-def _bands(scores: Tensor, rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+def _bands(scores: Tensor, rows: Tensor, columns: Tensor, whole: bool = False) -> Iterator[tuple[slice, slice, Tensor]]:
     """From scores [a, b, Q], pieces [r, w, Q] at full size, with their rows and columns; each overwrites the last.
 
-    The queries of a pixel lie side by side in memory, so that comparing them needs no strides.
+    The queries of a pixel lie side by side in memory, so that comparing them needs no strides. Where the scores are
+    `whole` they have their full size.
     """
     height, width, queries = len(rows), len(columns), scores.shape[-1]
     if torch.compiler.is_compiling():  # a tracer knows no buffer that is written over
@@ -170,6 +172,11 @@ def _bands(scores: Tensor, rows: Tensor, columns: Tensor) -> Iterator[tuple[slic
     size = (BAND_BYTES if scores.device.type == "cpu" else DEVICE_BAND_BYTES) // 4
     w = min(width, max(1, size // (queries * BAND_ROWS)))
     r = min(height, max(1, size // (queries * w)))
+    if whole:
+        for top, left in itertools.product(range(0, height, r), range(0, width, w)):
+            some = slice(top, top + r), slice(left, left + w)
+            yield *some, scores[some].clone(memory_format=torch.contiguous_format)
+        return
     buffer = scores.new_empty(r * w * queries)
     bands = [(slice(y, y + r), *_nonzero(rows[y : y + r])) for y in range(0, height, r)]
     for x in range(0, width, w):

@@ -25,9 +25,7 @@ FEW_THREADS = 4  # up to so many, the products of one window's attention keep al
 HEAD_ROWS = 400  # of a head's scores at once in float32: the second-level cache holds them
 CLEARLY, TURNS = 3.0, 12  # so many times as fast, in the best of so many turns
 SCORE_BYTES = 16 << 20  # of all heads' scores at once in bfloat16
-# Sums of up to so many bytes lie in memory that the process has already. More would be had from the system each time,
-# page by page, unless they are made in pieces.
-KEPT_BYTES, SUM_BYTES = 24 << 20, 4 << 20
+SUM_BYTES = 2 << 20  # of sums at once: more may be memory that is had from the system each time, page by page
 
 # By weight, and by which of its rows: the weight's version, and what oneDNN made of it. It goes when the weight goes.
 _packed: MutableMapping[Tensor, dict[tuple[int, int], tuple[int, Tensor]]] = WeakIdKeyDictionary()
@@ -117,12 +115,15 @@ def sums_rows(like: Tensor) -> bool:
     return like.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def sum_rows(rows: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums [M, C] of rows [N, C]: Σₖ weights[m, k] · rows[places[m, k]], for places and weights [M, K]."""
-    size = rows.element_size() * rows.shape[1]
-    if len(places) * size <= KEPT_BYTES:
+def sum_rows(rows: Tensor, places: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
+    """Weighted sums [M, C] of rows [N, C]: Σₖ weights[m, k] · rows[places[m, k]], for places and weights [M, K].
+
+    They are written into `out`, where it is given.
+    """
+    step = max(1, SUM_BYTES // (rows.element_size() * rows.shape[1]))
+    if out is None and len(places) <= step:
         return F.embedding_bag(places, rows, mode="sum", per_sample_weights=weights)
-    out, step = rows.new_empty(len(places), rows.shape[1]), max(1, SUM_BYTES // size)
+    out = rows.new_empty(len(places), rows.shape[1]) if out is None else out
     for first in range(0, len(places), step):
         some = slice(first, first + step)
         out[some] = F.embedding_bag(places[some], rows, mode="sum", per_sample_weights=weights[some])

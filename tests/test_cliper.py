@@ -13,8 +13,8 @@ from clearclip.errors import UserError
 from clearclip.evaluation.results import read_result
 from clearclip.methods import METHODS, cliper, create_method, proxyclip
 from clearclip.methods.cliper import Balanced, CLIPer, ImageLevelDecoder
-from clearclip.products import HEAD_ROWS
 from clearclip.methods.proxyclip import ProxyCLIP
+from clearclip.products import HEAD_ROWS
 from clearclip.segmenter import Segmenter
 from clearclip.text import TextEmbeddings
 from clearclip.view import normalise
@@ -96,7 +96,7 @@ def test_one_balance_for_all_layers(golden, tiny_backbone):
 
 @pytest.mark.parametrize("count", [9, HEAD_ROWS + 7])
 def test_balance_and_fuse(count):
-    """Written out: columns to sum 1, then rows, over and over; then symmetric, above the column's mean, rows to sum 1."""
+    """Written out: columns to sum 1, then rows, three times; then symmetric, above the column's mean, rows to sum 1."""
     generator = torch.Generator().manual_seed(0)
     attention = torch.rand(2, 3, count, count, generator=generator)
     values = torch.rand(2, 3, count, 4, generator=generator)

@@ -254,7 +254,9 @@ class Balanced:
     def __init__(self, attention: Tensor):
         self.attention, self.turned = attention, attention.mT.contiguous()
         self.rows = self.columns = attention.new_ones(*attention.shape[:2], 1, attention.shape[3])  # r, c
-        self.sums = self.rows @ self.attention  # of the columns of diag(r) A; a row times a matrix is the faster product
+        self.sums = (
+            self.rows @ self.attention
+        )  # of the columns of diag(r) A; a row times a matrix is the faster product
 
     def step(self) -> None:
         """One step of Sinkhorn's iteration: columns to sum 1, then rows."""

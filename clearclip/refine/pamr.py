@@ -69,9 +69,10 @@ class Diffusion:
     def _diffuse_rows(self, maps: Tensor) -> Tensor:
         """Maps [H, W, C] to the rows [H·W, C] of the same refined."""
         assert self.places is not None
-        rows = maps.flatten(0, 1).contiguous()
+        rows = maps.flatten(0, 1).clone(memory_format=torch.contiguous_format)
+        others = torch.empty_like(rows)
         for _ in range(self.iterations):
-            rows = sum_rows(rows, self.places, self.weights)
+            rows, others = sum_rows(rows, self.places, self.weights, others), rows
         return rows
 
 
