@@ -63,7 +63,8 @@ class Diffusion:
             parts = maps.split(max(1, CHUNK_BYTES // (4 * maps[0].numel())))
             return torch.cat([_diffuse(part, self.weights, self.iterations, self.dilations) for part in parts])
         # Classes of a pixel are read and summed together, and lie together in what is returned, as decoders read them.
-        rows = torch.cat([self._diffuse_rows(part) for part in maps.permute(1, 2, 0).split(CLASSES, dim=2)], dim=1)
+        some = [self._diffuse_rows(part) for part in maps.permute(1, 2, 0).split(CLASSES, dim=2)]
+        rows = some[0] if len(some) == 1 else torch.cat(some, dim=1)
         return rows.T.unflatten(1, maps.shape[1:])
 
     def _diffuse_rows(self, maps: Tensor) -> Tensor:
