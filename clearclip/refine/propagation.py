@@ -31,7 +31,7 @@ SIMILARITY_BYTES = 32 << 20  # of patches' similarities at once
 # A square of a distance that is nothing beside others: roots of 0 take PyTorch several times as long on a CPU, as do
 # `exp` beside `exp2` and all that is infinite.
 LEAST, UNLIKE = 1e-30, 1e18
-PLACE_BYTES = 1 << 20  # of the places of pixels' neighbours at once: the second-level cache holds them
+PLACE_BYTES = 2 << 20  # of the places of pixels' neighbours at once: the second-level cache holds them
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def propagate(graph: Callable[[Tensor], Tensor], scores: Tensor, alpha: float) -
 
 
 def solve(graph: Callable[[Tensor], Tensor], y: Tensor, alpha: float) -> Tensor:
-    """X of X − α W X = Y for maps Y [Q, …] by conjugate gradients from 0; `graph` takes maps X to new ones, W X.
+    """X of X − α W X = Y for maps Y [Q, …] by conjugate gradients from 0; `graph` takes maps X to others, W X,
+    which are written over.
 
     Each map has its own steps, and keeps what it has where it is accurate enough: nothing waits to find that out.
     """
@@ -189,14 +190,16 @@ class RowGraph(PixelGraph):
             degree[band] = flat.sum(dim=0)
             self.weights[band] = flat.permute(1, 2, 0)
         self.root = inverse_root(degree)[:, :, None]  # [h, w, 1]
+        self.buffers: tuple[Tensor, Tensor] | None = None  # X and what surrounds it, W X
 
     def __call__(self, x: Tensor) -> Tensor:
-        """W X for maps X [Q, h, w], the maps of a pixel side by side in memory."""
+        """W X for maps X [Q, h, w], the maps of a pixel side by side, in memory that the next call writes over."""
         rows = x.permute(1, 2, 0)  # [h, w, Q]
-        padded = x.new_empty(self.root.numel() + 2 * self.margin, len(x))
-        padded[: self.margin], padded[-self.margin :] = 0, 0
+        if self.buffers is None or self.buffers[1].shape != rows.shape:
+            around = x.new_zeros(self.root.numel() + 2 * self.margin, len(x))
+            self.buffers = around, rows.new_empty(rows.shape)
+        padded, out = self.buffers
         torch.mul(rows, self.root, out=padded[self.margin : -self.margin].view(rows.shape))
-        out = torch.empty_like(rows, memory_format=torch.contiguous_format)
         for first in range(0, len(rows), self.band):
             weights = self.weights[first : first + self.band].flatten(0, 1)
             sums = sum_rows(padded[first * rows.shape[1] :], self.places[: len(weights)], weights)
