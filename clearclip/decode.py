@@ -1,13 +1,15 @@
 """Scores to labels: synonyms, logit_scale and threshold, streamed so that [classes, H, W] is never stored."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearclip.fused import fused
 from clearclip.tensors import TensorCache
@@ -16,6 +18,7 @@ from clearclip.windows import LateMaps, Maps
 BAND_BYTES = 1 << 20  # of scores at once on a CPU, whose second-level cache should hold them
 DEVICE_BAND_BYTES = 64 << 20  # elsewhere, where a launch costs more than memory does
 LATE_BYTES = 64 << 20  # of maps at full size that are made late
+ENLARGED = 1024  # pixels to a score, from which on a block of pixels is looked at before its scores are made
 BAND_ROWS = 32  # so many at once let the matrix product reuse what it reads
 
 
@@ -104,6 +107,9 @@ class Decoder:
             assert maps.taps is not None
             best = kernel(torch.matmul(maps.columns, scores), maps.taps.sources, maps.taps.weights)
             return best.to(dtype) if len(order) == self.num_classes else classes[best]
+        enlarged = maps.shape[0] * maps.shape[1] >= ENLARGED * scores.shape[0] * scores.shape[1]
+        if kept is None and threshold <= 0 and enlarged and device.type == "cpu" and not torch.compiler.is_compiling():
+            return _best_of_few(scores, maps.rows, maps.columns, classes)
         # What is not kept cannot win, and yet has its share of the softmax.
         excluded = (
             None
@@ -112,7 +118,7 @@ class Decoder:
         )
         plain = self.query_class == tuple(range(len(order)))  # no synonyms: a query's place is its class
         labels = scores.new_empty(maps.shape, dtype=dtype)
-        for y, x, band in _bands(scores, maps.rows, maps.columns):
+        for y, x, band in _bands(scores, maps.rows, maps.columns, maps.whole):
             query = _argmax(band if excluded is None else band + excluded)  # [r, w]
             label = query.to(dtype) if plain else classes[query]
             if threshold > 0:
@@ -147,7 +153,7 @@ class Decoder:
         scores, rows, columns = maps.scores, maps.rows, maps.columns
         classes = self._table("class of", self.query_class, torch.int64, scores.device)[:, None, None]
         out = scores.new_zeros(self.num_classes, len(rows), len(columns), dtype=torch.float32)
-        for y, x, band in _bands(scores.float().permute(1, 2, 0).contiguous(), rows, columns):
+        for y, x, band in _bands(scores.float().permute(1, 2, 0).contiguous(), rows, columns, maps.whole):
             queries = band.mul_(self.logit_scale).softmax(dim=-1).permute(2, 0, 1)  # [Q, r, w]
             out[:, y, x] = out[:, y, x].scatter_reduce(0, classes.expand_as(queries), queries, "amax")
         return out
@@ -157,10 +163,11 @@ class Decoder:
         return self._tables.get((name, dtype, device), lambda: torch.tensor(numbers, dtype=dtype, device=device))
 
 
-def _bands(scores: Tensor, rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+def _bands(scores: Tensor, rows: Tensor, columns: Tensor, whole: bool = False) -> Iterator[tuple[slice, slice, Tensor]]:
     """From scores [a, b, Q], pieces [r, w, Q] at full size, with their rows and columns; each overwrites the last.
 
-    The queries of a pixel lie side by side in memory, so that comparing them needs no strides.
+    The queries of a pixel lie side by side in memory, so that comparing them needs no strides. Where the scores are
+    `whole` they have their full size.
     """
     height, width, queries = len(rows), len(columns), scores.shape[-1]
     if torch.compiler.is_compiling():  # a tracer knows no buffer that is written over
@@ -170,6 +177,11 @@ def _bands(scores: Tensor, rows: Tensor, columns: Tensor) -> Iterator[tuple[slic
     size = (BAND_BYTES if scores.device.type == "cpu" else DEVICE_BAND_BYTES) // 4
     w = min(width, max(1, size // (queries * BAND_ROWS)))
     r = min(height, max(1, size // (queries * w)))
+    if whole:
+        for top, left in itertools.product(range(0, height, r), range(0, width, w)):
+            some = slice(top, top + r), slice(left, left + w)
+            yield *some, scores[some].clone(memory_format=torch.contiguous_format)
+        return
     buffer = scores.new_empty(r * w * queries)
     bands = [(slice(y, y + r), *_nonzero(rows[y : y + r])) for y in range(0, height, r)]
     for x in range(0, width, w):
@@ -179,6 +191,45 @@ def _bands(scores: Tensor, rows: Tensor, columns: Tensor) -> Iterator[tuple[slic
             band = buffer[: len(operator) * across.shape[1]].view(len(operator), -1)
             torch.mm(operator, across[used], out=band)
             yield y, slice(x, x + w), band.unflatten(1, (-1, queries))
+
+
+def _best_of_few(scores: Tensor, rows: Tensor, columns: Tensor, classes: Tensor) -> Tensor:
+    """Labels [H, W], the `classes` [Q] of the best query, the first of equals, of scores [a, b, Q] much enlarged.
+
+    A pixel's scores are means of a few that lie around it. In most blocks of pixels few queries can be the best by
+    these, often one: only they are enlarged there.
+    """
+    labels, table = np.empty((len(rows), len(columns)), classes.numpy().dtype), classes.numpy()
+    steps = (max(1, 2 * len(operator) // operator.shape[1]) for operator in (rows, columns))
+    down, across = (
+        [(slice(i, i + step), *_nonzero(operator[i : i + step])) for i in range(0, len(operator), step)]
+        for operator, step in zip((rows, columns), steps)
+    )
+    # For each block the columns of scores around it, as many for all: the last of them several times.
+    each = [near for *_, near in across if isinstance(near, Tensor)]
+    columns_near = nn.utils.rnn.pad_sequence(each, batch_first=True, padding_value=-1)  # [blocks, K]
+    columns_near = torch.where(columns_near < 0, columns_near.amax(dim=1, keepdim=True), columns_near)
+    lost = 1e-5 * scores.abs().max()  # more than rounding can lose
+    for y, by_rows, near in down:
+        around = scores[near][:, columns_near].transpose(0, 1).flatten(1, 2)  # [blocks, k, Q]
+        likely = (around - around.amax(dim=2, keepdim=True)).amin(dim=1).argmax(dim=1)  # [blocks], the best throughout
+        # How far one query is ahead of another is enlarged as scores are: if nowhere around, then nowhere between.
+        ahead = around - around.gather(2, likely[:, None, None].expand(-1, around.shape[1], 1))
+        hopeless = ahead.amax(dim=1) < -lost  # [blocks, Q]
+        wide = (columns @ scores[near]).transpose(1, 2)  # [k, Q, W]
+        for (x, *_), hopeful in zip(across, (~hopeless).numpy()):
+            queries = hopeful.nonzero()[0]
+            block = labels[y, x]
+            block[:] = table[queries[0]]
+            if len(queries) == 1:
+                continue
+            enlarged = (by_rows @ wide[:, queries, x].flatten(1)).unflatten(1, (len(queries), -1)).numpy()  # [r, n, w]
+            best, better = enlarged[:, 0], np.empty(block.shape, bool)
+            for place, query in enumerate(queries[1:], 1):
+                np.greater(enlarged[:, place], best, out=better)
+                np.copyto(block, table[query], where=better)
+                np.maximum(best, enlarged[:, place], out=best)
+    return torch.from_numpy(labels)
 
 
 def _nonzero(operator: Tensor) -> tuple[Tensor, Tensor | slice]:

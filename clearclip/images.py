@@ -313,7 +313,7 @@ def _opencv_pixels(image: Image.Image) -> np.ndarray | None:
         raise ValueError("OpenCV finds it damaged")
     if pixels.ndim == 2:
         return pixels
-    return np.concatenate([pixels[..., 2::-1], pixels[..., 3:]], axis=2)  # BGR to RGB; alpha stays last
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
 
 
 def _pillow_pixels(image: Image.Image) -> np.ndarray:

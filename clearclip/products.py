@@ -25,6 +25,7 @@ FEW_THREADS = 4  # up to so many, the products of one window's attention keep al
 HEAD_ROWS = 400  # of a head's scores at once in float32: the second-level cache holds them
 CLEARLY, TURNS = 3.0, 12  # so many times as fast, in the best of so many turns
 SCORE_BYTES = 16 << 20  # of all heads' scores at once in bfloat16
+SUM_BYTES = 2 << 20  # of sums at once: more may be memory that is had from the system each time, page by page
 
 # By weight, and by which of its rows: the weight's version, and what oneDNN made of it. It goes when the weight goes.
 _packed: MutableMapping[Tensor, dict[tuple[int, int], tuple[int, Tensor]]] = WeakIdKeyDictionary()
@@ -62,12 +63,26 @@ def quicken(network: nn.Module) -> nn.Module:
     return network
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    total: Tensor | None = None,
+) -> Tensor:
     """softmax(scale · q kᵀ + bias) v, [B, heads, T, e], for q and k [B, heads, T, d] and v [B, heads, T, e].
 
-    `scale` is 1 / √d unless given; `bias` broadcasts to [B, heads, T, T].
+    `scale` is 1 / √d unless given; `bias` broadcasts to [B, heads, T, T]. The softmax is added to `total`, float32 of
+    that shape, where it is given.
     """
-    if not (_takes(q, k) and _takes(q, v)) or torch.get_num_threads() > FEW_THREADS:
+    taken = _takes(q, k) and _takes(q, v)
+    if total is not None and not (taken and q.dtype == torch.float32):
+        scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+        weights = (scores if bias is None else scores + bias).float().softmax(dim=-1)
+        total += weights
+        return weights.to(v) @ v
+    if not taken or (total is None and torch.get_num_threads() > FEW_THREADS):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     batch, heads, count, width = v.shape
     q = (q * (q.shape[-1] ** -0.5 if scale is None else scale)).contiguous()
@@ -84,8 +99,40 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: f
             scores = times(q[some], k[image, group])
             if bias is not None:
                 scores += bias[some]
-            out[some] = times(torch.softmax(scores, dim=-1, out=scores), v[image, group])
+            torch.softmax(scores, dim=-1, out=scores)
+            if total is not None:
+                total[some] += scores
+            out[some] = times(scores, v[image, group])
     return out
+
+
+def sums_rows(like: Tensor) -> bool:
+    """Whether `sum_rows` is the way to add up neighbours of maps on the device of a tensor.
+
+    It is on a CPU, which then reads and writes each sum once. Elsewhere shifted maps are added, which any device can,
+    and any exporter.
+    """
+    return like.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def sum_rows(rows: Tensor, places: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
+    """Weighted sums [M, C] of rows [N, C]: Σₖ weights[m, k] · rows[places[m, k]], for places and weights [M, K].
+
+    They are written into `out`, where it is given.
+    """
+    step = max(1, SUM_BYTES // (rows.element_size() * rows.shape[1]))
+    if out is None and len(places) <= step:
+        return F.embedding_bag(places, rows, mode="sum", per_sample_weights=weights)
+    out = rows.new_empty(len(places), rows.shape[1]) if out is None else out
+    for first in range(0, len(places), step):
+        some = slice(first, first + step)
+        out[some] = F.embedding_bag(places[some], rows, mode="sum", per_sample_weights=weights[some])
+    return out
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """x yᵀ [..., T, E] for x [..., T, D] and y [..., E, D]."""
+    return _product(x, y) if y.ndim == 2 and _takes(x, y) else x @ y.mT
 
 
 @functools.lru_cache(maxsize=1)
@@ -153,4 +200,4 @@ def _knows(dtype: torch.dtype) -> bool:
     return torch.allclose(made.float(), x.float() @ weight.float().T, atol=0.1)
 
 
-__all__ = ["Linear", "attend", "bfloat16_pays", "linear", "quicken"]
+__all__ = ["Linear", "attend", "bfloat16_pays", "linear", "product", "quicken", "sum_rows", "sums_rows"]

@@ -2,10 +2,12 @@
 
 import functools
 import importlib
+import itertools
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -206,10 +208,15 @@ class Segmentation:
         stem = Path(_name(self.source) or "image").stem if stem is None else stem
         targets = output_files(stem, what, self.names, self.everything_else, arrays)
         paths = {kind: [Path(folder) / name for name in names] for kind, names in targets.items()}
-        for kind, of_kind in paths.items():
-            for path in of_kind:
-                check_writable(path)
-            self._write(kind, of_kind)
+        for path in itertools.chain(*paths.values()):
+            check_writable(path)
+        with ThreadPoolExecutor(1) as beside:  # a label map needs no picture, and compressing holds no other thread up
+            label_map = beside.submit(self._write, "labels", paths["labels"]) if "labels" in paths else None
+            for kind, of_kind in paths.items():
+                if kind != "labels":
+                    self._write(kind, of_kind)
+            if label_map is not None:
+                label_map.result()
         return paths
 
     def _write(self, kind: str, paths: Sequence[Path]) -> None:

@@ -277,7 +277,7 @@ class Segmenter:
         decoded = self.decoded(view, maps, decoder)
         kept = probabilities = None
         if scores:
-            on_cpu = Maps(maps.scores.float().cpu(), maps.rows.cpu(), maps.columns.cpu(), maps.taps)
+            on_cpu = Maps(maps.scores.float().cpu(), maps.rows.cpu(), maps.columns.cpu(), maps.taps, maps.whole)
             kept = Similarities(on_cpu, queries.query_class)
             alone = len(queries.names) == 1  # its share of a softmax is 1 everywhere
             probabilities = self._of_one(kept.of(0))[None] if alone else decoded.probabilities.cpu().numpy()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Hashable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from clearclip.products import attend
@@ -37,6 +38,7 @@ class Trunk:
         self._tokens: dict[int, Tensor] = {}
         self._parts: dict[int, dict[str, Tensor]] = {}  # of qkv, by block and letter
         self._attention: dict[int, Tensor] = {}
+        self._mixed: dict[int, Tensor] = {}  # values that its attention has averaged, by block
         self._made: dict[Hashable, Tensor] = {}
         self._others: dict[str, Trunk] = {}
 
@@ -89,6 +91,18 @@ class Trunk:
             self._attention[block] = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float().softmax(dim=-1)
         return self._attention[block]
 
+    def add_attention(self, total: Tensor | None, block: int = -1) -> Tensor:
+        """A total [B, heads, P+N, P+N], float32, plus the attention of a block, which is not kept: only what it gives.
+
+        None is a new total; another is added to in place.
+        """
+        block = self._index(block)
+        q, k, v = self.qkv(block)
+        if total is None:
+            total = q.new_zeros(*q.shape[:3], k.shape[2], dtype=torch.float32)
+        self._mixed[block] = attend(q, k, v, total=total)
+        return total
+
     def vision(self, model: Callable[[Tensor], Tensor]) -> Tensor:
         """Features [B, D', h', w'] of these windows from a vision model, a function of normalised images."""
         return self.once(model, lambda: model(self.images))
@@ -133,10 +147,12 @@ class Trunk:
         if index not in self._parts:
             return self.backbone.run(index, tokens, self.grid)
         block, (q, k, v) = self.block(index), self.qkv(index)
-        known = self._attention.get(index)
-        mixed = attend(q, k, v) if known is None else known.to(v) @ v
+        known, mixed = self._attention.get(index), self._mixed.get(index)
+        if mixed is None:
+            mixed = attend(q, k, v) if known is None else known.to(v) @ v
         if index not in self.keep and index + 1 < len(self.backbone.blocks):
             del self._parts[index]
             self._attention.pop(index, None)
+            self._mixed.pop(index, None)
         tokens = tokens + block.attention_output(mixed)
         return tokens + block.mlp(tokens)

@@ -187,12 +187,13 @@ class Maps:
     rows: Tensor  # [H, a]
     columns: Tensor  # [W, b]
     taps: Taps | None = None  # `rows` once more, for a GPU's fused kernel
+    whole: bool = False  # whether `scores` have full size, and the operators change nothing
 
     @classmethod
     def of(cls, scores: Tensor) -> "Maps":
         """Of scores [Q, H, W] that have their full size."""
         rows, columns = (torch.eye(side, device=scores.device) for side in scores.shape[1:])
-        return cls(scores, rows, columns)
+        return cls(scores, rows, columns, whole=True)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -220,7 +221,7 @@ class LateMaps(Maps):
     change: Callable[[Tensor], Tensor]
 
     def __init__(self, maps: Maps, change: Callable[[Tensor], Tensor]):
-        for name, value in (("maps", maps), ("change", change), ("taps", 1)):
+        for name, value in (("maps", maps), ("change", change), ("taps", None), ("whole", True)):
             object.__setattr__(self, name, value)  # `Maps` are frozen
 
     def part(self, queries: Sequence[int]) -> Tensor:

@@ -206,9 +206,9 @@ def test_a_large_picture_from_its_file_to_files(tiny_backbone, tmp_path, capsys)
 
     with torch.inference_mode():
         rows = large.run(tiny_backbone, 0.03, tmp_path)
-    assert [row["stage"] for row in rows][-3:] == ["overlay", "overlay's file", "label map's file"]
+    assert [row["stage"] for row in rows][-2:] == ["stitch, labels", "draw, write"]
     assert all(row["seconds"] > 0 for row in rows)
-    assert {"overlay.png", "labels.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"large_overlay.png", "large_labels.png"} <= {path.name for path in tmp_path.iterdir()}
     assert "times the network" in capsys.readouterr().out
 
 
@@ -217,10 +217,13 @@ def test_refinements_beside_the_floor_of_their_arithmetic(tiny_backbone, monkeyp
 
     monkeypatch.setitem(inputs.CASES, "VOC20", inputs.Case("VOC20", 60, 80, 5))
     monkeypatch.setattr(refinements, "LARGE", 64)
-    monkeypatch.setattr(refinements, "METHODS", ("ClearCLIP",))
+    monkeypatch.setattr(refinements, "METHODS", ("ClearCLIP", "ResCLIP", "CLIPer"))
     with torch.inference_mode():
         rows = refinements.run(tiny_backbone)
-    assert [row["stage"] for row in rows] == [*refinements.OPERATIONS, "ClearCLIP", "PAMR"]
+    assert [row["stage"] for row in rows] == [*refinements.WORK, *refinements.METHODS, "PAMR"]
     for row in rows[:-1]:
         assert row["ratio"] == pytest.approx(row["seconds"] / row["floor_s"])
+        assert row["floor_s"] == pytest.approx(sum(row["floor_parts_s"].values()))
+    products = {row["stage"]: row["floor_parts_s"].get("products", 0) for row in rows[:-1]}
+    assert min(products["CLIPer"], products["ResCLIP"]) > products["ClearCLIP"] > products["LPP"] == 0
     assert "PAMR, 847 classes" in capsys.readouterr().out

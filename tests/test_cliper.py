@@ -12,8 +12,9 @@ from PIL import Image
 from clearclip.errors import UserError
 from clearclip.evaluation.results import read_result
 from clearclip.methods import METHODS, cliper, create_method, proxyclip
-from clearclip.methods.cliper import CLIPer, ImageLevelDecoder, balance, fuse
+from clearclip.methods.cliper import Balanced, CLIPer, ImageLevelDecoder
 from clearclip.methods.proxyclip import ProxyCLIP
+from clearclip.products import HEAD_ROWS
 from clearclip.segmenter import Segmenter
 from clearclip.text import TextEmbeddings
 from clearclip.view import normalise
@@ -93,18 +94,28 @@ def test_one_balance_for_all_layers(golden, tiny_backbone):
     assert not torch.allclose(attention, single, rtol=1e-4)
 
 
-def test_balance_and_fuse():
-    attention = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
-    balanced = attention
-    for _ in range(30):
-        balanced = balance(balanced)
-    torch.testing.assert_close(balanced.sum(dim=-1), torch.ones(2, 3, 9))
-    torch.testing.assert_close(balanced.sum(dim=-2), torch.ones(2, 3, 9))
-    fused = fuse(balanced)
-    torch.testing.assert_close(fused.sum(dim=-1), torch.ones(2, 3, 9))
-    symmetric = (balanced + balanced.mT) / 2
-    assert torch.equal(fused > 0, symmetric > symmetric.mean(dim=-2, keepdim=True))
-    assert fuse(torch.full((1, 4, 4), 0.25)).isfinite().all()
+@pytest.mark.parametrize("count", [9, HEAD_ROWS + 7])
+def test_balance_and_fuse(count):
+    """Written out: columns to sum 1, then rows, three times; then symmetric, above the column's mean, rows to sum 1."""
+    generator = torch.Generator().manual_seed(0)
+    attention = torch.rand(2, 3, count, count, generator=generator)
+    values = torch.rand(2, 3, count, 4, generator=generator)
+    balanced, expected = Balanced(attention), attention
+    for _ in range(3):
+        balanced.step()
+        expected = expected / expected.sum(dim=-2, keepdim=True)
+        expected = expected / expected.sum(dim=-1, keepdim=True)
+        symmetric = (expected + expected.mT) / 2
+        fused = (symmetric - symmetric.mean(dim=-2, keepdim=True)).clamp(min=0)
+        fused = fused / fused.sum(dim=-1, keepdim=True)
+        torch.testing.assert_close(balanced.mean(), fused.mean(dim=1), atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(balanced.mix(values), fused @ values, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_that_is_even_everywhere_is_finite():
+    balanced = Balanced(torch.full((1, 1, 4, 4), 0.25))
+    balanced.step()
+    assert balanced.mean().isfinite().all()
 
 
 @pytest.mark.parametrize("options", ["background=True", "background=True,window=64"])

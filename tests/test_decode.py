@@ -1,5 +1,7 @@
 """Streamed decoding against the plain one: softmax over queries, one-hot maximum, arg-max, thresholds."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from clearclip import decode
 from clearclip.decode import Decoder
-from clearclip.windows import Maps
+from clearclip.windows import Maps, Stitcher, plan
 
 
 def plain_probabilities(scores, query_class, logit_scale):
@@ -57,6 +59,44 @@ def test_labels_and_probabilities_are_the_plain_ones(case, logit_scale, threshol
     torch.testing.assert_close(probabilities, plain_probabilities(full, query_class, logit_scale), rtol=1e-4, atol=1e-5)
     expected = plain_labels(full, query_class, logit_scale, threshold, area_threshold)
     assert torch.equal(decoder.labels(Maps(scores, rows, columns)).long(), expected)
+
+
+@given(cases(), st.integers(0, 3))
+@settings(max_examples=100)
+def test_few_queries_of_a_block_give_the_same_labels(case, sharpness):
+    query_class, scores, rows, columns = case
+    rows, columns = rows.repeat_interleave(3, 0), columns.repeat_interleave(2, 0)
+    scores[0] += sharpness  # where one query is far ahead, nothing is enlarged
+    decoder = Decoder(query_class)
+    with mock.patch.object(decode, "ENLARGED", 0):
+        labels = decoder.labels(Maps(scores, rows, columns))
+    assert labels.dtype == torch.uint8
+    assert torch.equal(labels.long(), plain_labels(rows @ scores @ columns.T, query_class, 50.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("classes", [1, 20, 300])
+def test_large_pictures_are_labelled_by_few_queries(classes, monkeypatch):
+    scores = torch.rand(classes, 7, 14, generator=torch.Generator().manual_seed(0))
+    maps = Stitcher(torch.device("cpu")).maps(
+        scores.unflatten(2, (2, 7)).movedim(2, 0), plan(112, 168, 112, 56, 16), (350, 610)
+    )
+    decoder = Decoder(tuple(range(classes)))
+    few = mock.Mock(side_effect=decode._best_of_few)
+    monkeypatch.setattr(decode, "_best_of_few", few)
+    labels = decoder.labels(maps)
+    assert few.called
+    monkeypatch.setattr(decode, "ENLARGED", torch.inf)
+    expected = decoder.labels(maps)
+    assert labels.dtype == expected.dtype
+    assert torch.equal(labels, expected)
+    assert few.call_count == 1
+
+
+def test_scores_that_are_no_numbers_do_not_end_in_an_error(monkeypatch):
+    """Whoever decodes them says so himself, see `check_finite`."""
+    monkeypatch.setattr(decode, "ENLARGED", 0)
+    scores = torch.full((3, 2, 2), torch.nan)
+    assert Decoder((0, 1, 2)).labels(Maps(scores, torch.eye(2), torch.eye(2))).shape == (2, 2)
 
 
 def test_area_is_measured_before_the_threshold():

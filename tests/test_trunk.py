@@ -89,6 +89,17 @@ def test_the_states_of_a_block_are_those_of_its_tokens(tiny_backbone, plain):
 
 
 @torch.inference_mode()
+def test_attention_is_added_up_and_serves_to_go_past_a_block(tiny_backbone, calls, plain):
+    trunk, total = tiny_backbone.trunk(IMAGES), None
+    for block in (1, 2, 4):
+        total = trunk.add_attention(total, block)
+        assert_near(trunk.tokens(block + 1), plain[block + 1] if block < 4 else plain[LAST])
+    attention = [tiny_backbone.trunk(IMAGES).attention(block) for block in (1, 2, 4)]
+    torch.testing.assert_close(total, sum(attention))
+    assert passes(calls)[:3] == [0, 1, 2]
+
+
+@torch.inference_mode()
 def test_what_was_asked_of_a_block_serves_to_go_past_it(tiny_backbone, calls, plain):
     trunk = tiny_backbone.trunk(IMAGES)
     trunk.qkv(1), trunk.attention(3)

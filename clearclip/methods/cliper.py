@@ -13,8 +13,10 @@ the last; and what is below the threshold in the selected layer is missing in th
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ from clearclip.backbones import Backbone
 from clearclip.errors import UserError
 from clearclip.methods import Method, register
 from clearclip.methods.proxyclip import ProxyCLIP
+from clearclip.products import HEAD_ROWS, product
 from clearclip.refine.diffusion import MODELS, DiffusionAttention
 from clearclip.trunk import Trunk
 from clearclip.windows import Maps
@@ -180,26 +183,30 @@ class CLIPer(Method):
         """
         fused = self.attention == "fused"
         entering: list[Tensor] = []
-        total = torch.zeros((), device=self.backbone.device)
+        total = None
         for index in self.blocks:  # in their order, so that the trunk mixes by the same attention
             entering.append(self.backbone.blocks[index].norm(trunk.tokens(index)))
             if fused:
-                total = total + trunk.attention(index)  # [B, heads, P+N, P+N]
-        last = trunk.block()
+                total = trunk.add_attention(total, index)  # [B, heads, P+N, P+N]
+        balanced = None if total is None else Balanced(total)
+        last, patches = trunk.block(), slice(trunk.prefix, None)
         features: list[Tensor] = []
         for x in [*entering, trunk.tokens()]:
-            q, k, v = last.qkv(x)
-            if fused:
+            if balanced is not None:
                 if self.iterate or not features:
-                    total = balance(total)
-                weights = fuse(total)
-            elif self.attention == "identity":
-                weights = torch.eye(q.shape[2], device=q.device).expand(*q.shape[:2], -1, -1)
+                    balanced.step()
+                mixed = balanced.mix(*last.parts(x, "v"))
             else:
-                named = {"q": q, "k": k, "v": v}
-                weights = softmax_attention(*(named[letter] for letter in self.attention))
-            features.append(self.backbone.project(last.attention_output(weights.to(v) @ v)))
-        return torch.stack(features), weights.mean(dim=1)[:, trunk.prefix :, trunk.prefix :]
+                q, k, v = last.qkv(x)
+                if self.attention == "identity":
+                    weights = torch.eye(q.shape[2], device=q.device).expand(*q.shape[:2], -1, -1)
+                else:
+                    named = {"q": q, "k": k, "v": v}
+                    weights = softmax_attention(*(named[letter] for letter in self.attention))
+                mixed = weights.to(v) @ v
+            features.append(self.backbone.project(last.attention_output(mixed)))
+        mean = weights.mean(dim=1) if balanced is None else balanced.mean()
+        return torch.stack(features), mean[:, patches, patches]
 
     def _refinement(self, name: str, weights: str | None, combine: str | int) -> Refine:
         if name in MODELS or "/" in name:
@@ -239,17 +246,66 @@ def softmax_attention(q: Tensor, k: Tensor) -> Tensor:
     return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float().softmax(dim=-1)
 
 
-def balance(attention: Tensor) -> Tensor:
-    """One step of Sinkhorn's iteration on [..., T, T]: columns to sum 1, then rows."""
-    balanced = attention / attention.sum(dim=-2, keepdim=True)
-    return balanced.div_(balanced.sum(dim=-1, keepdim=True))
+class Balanced:
+    """Attention A [B, heads, T, T], balanced: diag(r) A diag(c), of which only r and c change.
+
+    What it averages by is `fuse` of it: made symmetric, what exceeds the mean of its column, rows to sum 1.
+    """
+
+    def __init__(self, attention: Tensor):
+        self.attention, self.turned = attention, attention.mT.contiguous()
+        self.rows = self.columns = attention.new_ones(*attention.shape[:2], 1, attention.shape[3])  # r, c
+        self.sums = (
+            self.rows @ self.attention
+        )  # of the columns of diag(r) A; a row times a matrix is the faster product
+
+    def step(self) -> None:
+        """One step of Sinkhorn's iteration: columns to sum 1, then rows."""
+        self.columns = 1 / self.sums
+        self.rows = 1 / (self.columns @ self.turned)
+        self.sums = self.rows @ self.attention
+
+    def mix(self, values: Tensor) -> Tensor:
+        """Values [B, heads, T, d] averaged by what is fused."""
+        batch, heads, count, width = values.shape
+        out = values.new_empty(batch, count, heads, width).transpose(1, 2)
+        values = values.mT.contiguous()
+        for (image, head, rows), weights in self._fused():
+            out[image, head, rows] = product(weights.to(values), values[image, head])
+        return out
+
+    def mean(self) -> Tensor:
+        """What is fused, [B, T, T], the mean of the heads."""
+        batch, heads, count = self.attention.shape[:3]
+        out = self.attention.new_zeros(batch, count, count)
+        for (image, _, rows), weights in self._fused():
+            out[image, rows] += weights if weights.ndim == 2 else weights.sum(dim=1)
+        return out.div_(heads)
+
+    def _fused(self) -> Iterator[tuple[tuple[Any, Any, slice], Tensor]]:
+        """What is fused, a head's rows after the other's on a CPU, whose cache holds them; else all at once.
+
+        Half of r_i A_ij c_j + r_j A_ji c_i, less m_j, the mean of column j, is divided by c_i / 2, which the sums of
+        rows undo: then there is one factor for each of the two.
+        """
+        means = (self.columns * self.sums + 1) / self.rows.shape[3]  # 2 m, for balanced rows sum to 1
+        ratio, inverse = (self.rows / self.columns).mT, (1 / self.columns).mT  # [B, heads, T, 1]
+        for some in pieces(self.attention):
+            across = some[:2]
+            weights = self.attention[some] * self.columns[across]
+            weights.mul_(ratio[some]).addcmul_(self.turned[some], self.rows[across])
+            weights.addcmul_(inverse[some], means[across], value=-1).clamp_(min=0)
+            yield some, weights.div_(weights.sum(dim=-1, keepdim=True).clamp_(min=1e-12))
 
 
-def fuse(attention: Tensor) -> Tensor:
-    """Balanced attention [..., T, T], made symmetric, to what exceeds the mean of its column, rows to sum 1."""
-    symmetric = (attention + attention.transpose(-1, -2)).div_(2)
-    salient = symmetric.sub_(symmetric.mean(dim=-2, keepdim=True)).clamp_(min=0)
-    return salient.div_(salient.sum(dim=-1, keepdim=True).clamp(min=1e-12))
+def pieces(attention: Tensor) -> Iterator[tuple[Any, Any, slice]]:
+    """Indices of [B, heads, T, ...]: of some rows of a head on a CPU, else of all."""
+    batch, heads, count = attention.shape[:3]
+    if attention.device.type != "cpu" or torch.compiler.is_compiling():
+        yield slice(None), slice(None), slice(None)
+        return
+    for image, head, first in itertools.product(range(batch), range(heads), range(0, count, HEAD_ROWS)):
+        yield image, head, slice(first, first + HEAD_ROWS)
 
 
 def layer_scores(features: Tensor, text: Tensor) -> Tensor:

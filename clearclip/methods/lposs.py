@@ -91,7 +91,7 @@ class ClassDecoder:
         classes = classes[:, None, None].expand_as(scores)
         out = scores.new_empty(self.num_classes, *scores.shape[1:])
         merged = out.scatter_reduce(0, classes, scores, "amax", include_self=False)
-        return Maps(merged, maps.rows, maps.columns, maps.taps)
+        return Maps(merged, maps.rows, maps.columns, maps.taps, maps.whole)
 
 
 register(

@@ -136,7 +136,7 @@ class ResCLIP(Method):
         PAMR is linear: it may follow the scale, which the authors apply after it.
         """
         full = F.interpolate(logits[None], size=image.shape[1:], mode="bilinear")[0]
-        return pamr(image, full).softmax(dim=0)
+        return pamr(image, full).permute(1, 2, 0).softmax(dim=2).permute(2, 0, 1)
 
     def patch_labels(self, probabilities: Tensor, grid: tuple[int, int]) -> Tensor:
         """The most frequent label of each patch's pixels, [h, w]; of equally many, the smallest."""
@@ -184,17 +184,23 @@ def connected(labels: Tensor, distance: Tensor) -> Tensor:
     """
     batch, height, width = labels.shape
     steps = longest(labels)
-    rows, columns = (torch.arange(side, device=labels.device, dtype=torch.float32) for side in (height, width))
-    found = torch.ones(batch, height * width, height * width, dtype=torch.bool, device=labels.device)
-    own = labels.flatten(1).unsqueeze(2)
+    numbers, own = labels.float(), labels.float()[:, :, None, :, None]  # [B, h, 1, w, 1]
+    distance = distance.view(height, width, height, width).transpose(1, 2)  # [h, h, w, w], as all that follows
+    distance = distance.to(torch.int16, memory_format=torch.contiguous_format)
+    apart = torch.zeros(batch, height, height, width, width, dtype=torch.bool, device=labels.device)
     for step in range(steps + 1):
-        share = step / steps
-        y, x = (
-            (axis[:, None] * (1 - share) + axis * share).round().long() for axis in (rows, columns)
-        )  # [h, h], [w, w]
-        met = labels[:, y[:, None, :, None], x[None, :, None, :]].reshape(found.shape)
-        found &= (met == own) | (distance < step)
-    return found
+        y, x = (_along(side, step / steps, labels.device) for side in (height, width))  # [h, h], [w, w]
+        # What is met, by a product with a row of 0 and one 1 for each two columns: exact, and faster than to pick them.
+        picked = F.one_hot(x.flatten(), width).to(numbers)  # [w · w, w]
+        met = (numbers[:, y.flatten()] @ picked.T).view(apart.shape)
+        apart |= (met != own).logical_and_(distance >= step)
+    return ~apart.transpose(2, 3).reshape(batch, height * width, height * width)
+
+
+def _along(length: int, share: float, device: torch.device) -> Tensor:
+    """The place at a share of the way from each of `length` places to each other: [length, length]."""
+    places = torch.arange(length, device=device, dtype=torch.float32)
+    return (places[:, None] * (1 - share) + places * share).round().long()
 
 
 def longest(labels: Tensor) -> int:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from clearclip.backbones import Backbone
+from clearclip.products import sums_rows
 from clearclip.refine import Refinement, register
 from clearclip.refine.propagation import (
     ALPHA,
@@ -21,7 +22,7 @@ from clearclip.view import View
 from clearclip.vision import ValueEyes, hashes
 from clearclip.windows import Axis, Maps, Plan, resize_matrix
 
-CHUNK_BYTES = 4 << 20  # of pixels' maps at once
+CHUNK_BYTES = 32 << 20  # of pixels' maps at once
 DEVICE_CHUNK_BYTES = 256 << 20  # elsewhere than on a CPU
 
 
@@ -68,7 +69,8 @@ class LP(Refinement):
 class LPP(Refinement):
     """Label propagation between pixels, by their colours, at the size to which the image was resized.
 
-    It holds all scores at that size and, for each pixel, half as many weights as the square has pixels.
+    It holds all scores at that size and, for each pixel, as many weights as the square has pixels; elsewhere than on a
+    CPU, half as many.
 
     Args:
         square: the side of the square, an odd number of pixels, in which a pixel has its neighbours.
@@ -88,9 +90,12 @@ class LPP(Refinement):
     def __call__(self, view: View, maps: Maps, queries: Queries) -> Maps:
         scores = at_size_of_image(view, maps)  # [Q, h, w]
         graph = PixelGraph.of(view.uploaded.to(scores) / 255, self.reach, self.tau)
-        size = CHUNK_BYTES if scores.device.type == "cpu" else DEVICE_CHUNK_BYTES
-        parts = scores.split(max(1, size // (4 * scores[0].numel())))
-        return view.stitcher.resized(torch.cat([propagate(graph, part, self.alpha) for part in parts]), maps.shape)
+        size = DEVICE_CHUNK_BYTES
+        if sums_rows(scores):
+            # The maps of a pixel side by side in memory, as this graph and decoders read them.
+            size, scores = CHUNK_BYTES, scores.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        parts = [propagate(graph, part, self.alpha) for part in scores.split(max(1, size // (4 * scores[0].numel())))]
+        return view.stitcher.resized(parts[0] if len(parts) == 1 else torch.cat(parts), maps.shape)
 
 
 def patch_means(axis: Axis, patches: int, length: int) -> Tensor:

@@ -11,14 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip.backbones import Backbone
+from clearclip.products import sum_rows, sums_rows
 from clearclip.refine import Refinement, register
 from clearclip.text import Queries
 from clearclip.view import View
 from clearclip.windows import LateMaps, Maps
 
-CHUNK_BYTES = 4 << 20  # of maps at once, which a CPU's cache holds
+CHUNK_BYTES = 4 << 20  # of maps at once, where they are moved as a whole on a CPU: its cache holds them
 DEVICE_CHUNK_BYTES = 64 << 20  # elsewhere, where every chunk is launched anew, 18 kernels an iteration
+CLASSES = 32  # at once where the classes of a pixel are summed together
 SCORE_BYTES = 1 << 30  # of all queries at full size; where they need more, no more than some are there at a time
+LEAST = 1e-30  # of a variance, nothing beside 1e-8: roots of 0 take PyTorch several times as long on a CPU
 CONTRAST = 0.1  # differences count in units of this share of the local standard deviation
 # The eight neighbours of a pixel, as rows and columns from it.
 NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
@@ -50,13 +53,30 @@ class Diffusion:
 
     def __init__(self, image: Tensor, iterations: int = 10, dilations: Sequence[int] = (8, 16)):
         self.iterations, self.dilations = iterations, dilations
-        self.weights = affinity(image.float(), dilations)
+        self.weights, self.places = affinity(image.float().contiguous(), dilations), None
+        if sums_rows(image):
+            self.weights = self.weights.flatten(1).T.contiguous()  # [H·W, 8·dilations]
+            self.places = neighbours_of((image.shape[1], image.shape[2]), dilations)
 
     def __call__(self, maps: Tensor) -> Tensor:
         maps = maps.float()
-        at_once = CHUNK_BYTES if maps.device.type == "cpu" else DEVICE_CHUNK_BYTES
-        chunk = max(1, at_once // (4 * maps[0].numel()))
-        return torch.cat([_diffuse(part, self.weights, self.iterations, self.dilations) for part in maps.split(chunk)])
+        if self.places is None:
+            at_once = CHUNK_BYTES if maps.device.type == "cpu" else DEVICE_CHUNK_BYTES
+            parts = maps.split(max(1, at_once // (4 * maps[0].numel())))
+            return torch.cat([_diffuse(part, self.weights, self.iterations, self.dilations) for part in parts])
+        # Classes of a pixel are read and summed together, and lie together in what is returned, as decoders read them.
+        some = [self._diffuse_rows(part) for part in maps.permute(1, 2, 0).split(CLASSES, dim=2)]
+        rows = some[0] if len(some) == 1 else torch.cat(some, dim=1)
+        return rows.T.unflatten(1, maps.shape[1:])
+
+    def _diffuse_rows(self, maps: Tensor) -> Tensor:
+        """Maps [H, W, C] to the rows [H·W, C] of the same refined."""
+        assert self.places is not None
+        rows = maps.flatten(0, 1).clone(memory_format=torch.contiguous_format)
+        others = torch.empty_like(rows)
+        for _ in range(self.iterations):
+            rows, others = sum_rows(rows, self.places, self.weights, others), rows
+        return rows
 
 
 def pamr(image: Tensor, maps: Tensor, iterations: int = 10, dilations: Sequence[int] = (8, 16)) -> Tensor:
@@ -64,7 +84,7 @@ def pamr(image: Tensor, maps: Tensor, iterations: int = 10, dilations: Sequence[
 
     The eight neighbours at each of the `dilations`, in pixels, take part, but not the pixel itself; beyond the
     border the border's pixels are repeated. The result is linear in the maps and a weighted mean at every pixel,
-    so that probabilities stay probabilities. Memory beyond the result is that of one map for each neighbour.
+    so that probabilities stay probabilities. Memory beyond the result is that of two maps for each neighbour.
     """
     return Diffusion(image, iterations, dilations)(maps)
 
@@ -75,17 +95,32 @@ def affinity(image: Tensor, dilations: Sequence[int]) -> Tensor:
     softmax over neighbours of −|difference| / (0.1 σ), averaged over the colours; σ is the standard deviation of
     the colour over the pixel and its neighbours, the pixel counted once for each dilation.
     """
-    count = 9 * len(dilations)
-    total, squares = torch.zeros_like(image), torch.zeros_like(image)
-    for neighbour in _neighbours(image, dilations):
+    neighbours, count = list(_neighbours(image, dilations)), 9 * len(dilations)
+    total, squares, difference = torch.zeros_like(image), torch.zeros_like(image), torch.empty_like(image)
+    for neighbour in neighbours:
         # Relative to the pixel itself, so that flat regions do not cancel badly.
-        difference = neighbour - image
+        torch.sub(neighbour, image, out=difference)
         total += difference
-        squares += difference.square()
-    variance = (squares - total.square() / count).clamp(min=0) / (count - 1)
-    scale = -1 / (CONTRAST * variance.sqrt() + 1e-8)
-    logits = [((neighbour - image).abs() * scale).mean(dim=0) for neighbour in _neighbours(image, dilations)]
-    return torch.stack(logits).softmax(dim=0)
+        squares.addcmul_(difference, difference)
+    variance = (squares - total.square() / count).clamp_(min=LEAST) / (count - 1)
+    scale = -1 / len(image) / (CONTRAST * variance.sqrt_() + 1e-8)
+    logits = image.new_empty(len(neighbours), *image.shape[1:])
+    for neighbour, out in zip(neighbours, logits):
+        torch.sub(neighbour, image, out=difference).abs_()
+        torch.mul(difference[0], scale[0], out=out)
+        for colour, weight in zip(difference[1:], scale[1:]):
+            out.addcmul_(colour, weight)
+    return torch.softmax(logits, dim=0, out=logits)
+
+
+def neighbours_of(shape: tuple[int, int], dilations: Sequence[int]) -> Tensor:
+    """Where the neighbours of each of H · W pixels are, in the order of `affinity`: [H·W, 8·dilations], integers."""
+    y, x = (torch.tensor([d * pair[axis] for d in dilations for pair in NEIGHBOURS]) for axis in (0, 1))
+    (height, width), dtype = shape, torch.int32 if shape[0] * shape[1] * len(y) < 1 << 31 else torch.int64
+    rows, columns = (
+        (torch.arange(side)[:, None] + offsets).clamp_(0, side - 1) for side, offsets in ((height, y), (width, x))
+    )
+    return ((rows * width).to(dtype)[:, None] + columns.to(dtype)).flatten(0, 1)
 
 
 def _diffuse(maps: Tensor, weights: Tensor, iterations: int, dilations: Sequence[int]) -> Tensor:

@@ -7,13 +7,15 @@ The equations are solved by a few steps of conjugate gradients, as published; th
 stop before the flow has crossed the image.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clearclip.products import sum_rows, sums_rows
 from clearclip.view import View
 from clearclip.windows import Axis, Plan
 
@@ -26,6 +28,10 @@ WHITE = (0.95047, 1.0, 1.08883)  # D65
 XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))  # of linear RGB
 LAB_RANGE = (100.0, 128.0, 128.0)
 SIMILARITY_BYTES = 32 << 20  # of patches' similarities at once
+# A square of a distance that is nothing beside others: roots of 0 take PyTorch several times as long on a CPU, as do
+# `exp` beside `exp2` and all that is infinite.
+LEAST, UNLIKE = 1e-30, 1e18
+PLACE_BYTES = 2 << 20  # of the places of pixels' neighbours at once: the second-level cache holds them
 
 
 @dataclass(frozen=True)
@@ -69,25 +75,28 @@ def propagate(graph: Callable[[Tensor], Tensor], scores: Tensor, alpha: float) -
 
 
 def solve(graph: Callable[[Tensor], Tensor], y: Tensor, alpha: float) -> Tensor:
-    """X of X − α W X = Y for maps Y [Q, …] by conjugate gradients from 0; `graph` takes maps X to W X.
+    """X of X − α W X = Y for maps Y [Q, …] by conjugate gradients from 0; `graph` takes maps X to others, W X,
+    which are written over.
 
     Each map has its own steps, and keeps what it has where it is accurate enough: nothing waits to find that out.
     """
-    nodes = tuple(range(1, y.ndim))
+    nodes, products = tuple(range(1, y.ndim)), torch.empty_like(y)
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(dim=nodes, keepdim=True)
+        return torch.mul(a, b, out=products).sum(dim=nodes, keepdim=True)
 
-    x, residual, direction = torch.zeros_like(y), y, y
+    x, residual, direction = torch.zeros_like(y), y.clone(), y.clone()
     square = dot(y, y)
     accurate = ACCURACY**2 * square
     for _ in range(STEPS):
         going = square > accurate
-        turned = direction - alpha * graph(direction)
+        turned = graph(direction)
+        torch.sub(direction, turned, alpha=alpha, out=turned)
         step = torch.where(going, square / dot(direction, turned), 0)
-        x, residual = x + step * direction, residual - step * turned
+        x.addcmul_(step, direction)
+        residual.addcmul_(step, turned, value=-1)
         before, square = square, dot(residual, residual)
-        direction = residual + torch.where(going, square / before, 0) * direction
+        torch.addcmul(residual, torch.where(going, square / before, 0), direction, out=direction)
     return x
 
 
@@ -128,35 +137,96 @@ class PatchGraph:
         return F.embedding_bag(self.sources, rows, self.first, mode="sum", per_sample_weights=self.weights).T
 
 
-@dataclass(frozen=True)
 class PixelGraph:
-    """W of an image's pixels; called with maps X [Q, h, w] it gives W X."""
+    """W of an image's pixels; called with maps X [Q, h, w] it gives W X.
 
-    offsets: Sequence[tuple[int, int]]  # to one of each two opposite neighbours
-    weights: Sequence[Tensor]  # of each offset, where both pixels lie inside
+    The weight of an edge is exp(−‖difference in Lab‖ / τ), its coordinates divided by (100, 128, 128). Neighbours lie
+    up to `reach` pixels away in rows and columns.
+    """
+
+    def __init__(self, image: Tensor, reach: int, tau: float):
+        """Of an RGB image [3, h, w] in 0..1."""
+        self.colours = torch.stack([part / extent for part, extent in zip(lab(image), LAB_RANGE)])
+        self.reach, self.tau = reach, tau
 
     @classmethod
     def of(cls, image: Tensor, reach: int, tau: float) -> "PixelGraph":
-        """Of an RGB image [3, h, w] in 0..1: neighbours up to `reach` pixels away in rows and columns.
+        """The graph as the device of an image [3, h, w] takes it."""
+        return (RowGraph if sums_rows(image) else PairGraph)(image, reach, tau)
 
-        The weight of an edge is exp(−‖difference in Lab‖ / τ), its coordinates divided by (100, 128, 128).
-        """
-        colours = torch.stack([part / extent for part, extent in zip(lab(image), LAB_RANGE)])
+    def __call__(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class RowGraph(PixelGraph):
+    """The same for a CPU: a weight for each pixel and neighbour, so that each sum is read and written once."""
+
+    def __init__(self, image: Tensor, reach: int, tau: float):
+        super().__init__(image, reach, tau)
+        side, (height, width) = 2 * reach + 1, image.shape[1:]
+        self.margin = reach * width + reach  # pixels before the first and after the last
+        self.band = max(1, PLACE_BYTES // (4 * side**2 * width))  # rows of the image at once
+        y, x = (torch.arange(side, dtype=torch.int32).view(shape) for shape in ((-1, 1), (1, -1)))
+        here = torch.arange(min(self.band, height) * width, dtype=torch.int32)
+        self.places = here[:, None] + (y * width + x).flatten()  # [band · w, side²], from a band's first neighbour on
+        self.weights = image.new_empty(height, width, side**2)
+        degree = image.new_empty(height, width)
+        # Beyond the border lies what is so unlike that no weight leads there.
+        padded = F.pad(self.colours, (reach,) * 4, value=UNLIKE)
+        plane, row = padded.stride()[:2]
+        buffers = image.new_empty(2, side**2 * self.band * width)
+        for first in range(0, height, self.band):
+            band = slice(first, first + self.band)
+            own = self.colours[:, band]  # [3, r, w]
+            around = padded.as_strided((3, side, side, *own.shape[1:]), (plane, row, 1, row, 1), first * row)
+            weights, difference = (part[: around[0].numel()].view(around[0].shape) for part in buffers)
+            weights.fill_(LEAST)
+            for theirs, mine in zip(around, own):
+                torch.sub(theirs, mine, out=difference)
+                weights.addcmul_(difference, difference)
+            weights.sqrt_().mul_(-1 / (tau * math.log(2))).exp2_()
+            weights[reach, reach] = 0  # the pixel itself
+            flat = weights.flatten(0, 1)
+            degree[band] = flat.sum(dim=0)
+            self.weights[band] = flat.permute(1, 2, 0)
+        self.root = inverse_root(degree)[:, :, None]  # [h, w, 1]
+        self.buffers: tuple[Tensor, Tensor] | None = None  # X and what surrounds it, W X
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """W X for maps X [Q, h, w], the maps of a pixel side by side, in memory that the next call writes over."""
+        rows = x.permute(1, 2, 0)  # [h, w, Q]
+        if self.buffers is None or self.buffers[1].shape != rows.shape:
+            around = x.new_zeros(self.root.numel() + 2 * self.margin, len(x))
+            self.buffers = around, rows.new_empty(rows.shape)
+        padded, out = self.buffers
+        torch.mul(rows, self.root, out=padded[self.margin : -self.margin].view(rows.shape))
+        for first in range(0, len(rows), self.band):
+            weights = self.weights[first : first + self.band].flatten(0, 1)
+            sums = sum_rows(padded[first * rows.shape[1] :], self.places[: len(weights)], weights)
+            band = slice(first, first + self.band)
+            torch.mul(sums.view(-1, *rows.shape[1:]), self.root[band], out=out[band])
+        return out.permute(2, 0, 1)
+
+
+class PairGraph(PixelGraph):
+    """The same for other devices: a weight for each two pixels, a map of them for each offset between two."""
+
+    def __init__(self, image: Tensor, reach: int, tau: float):
+        super().__init__(image, reach, tau)
         height, width = image.shape[1:]
         down, across = range(min(reach, height - 1) + 1), range(-min(reach, width - 1), min(reach, width - 1) + 1)
-        offsets = [(y, x) for y in down for x in across if (y, x) > (0, 0)]
-        weights, degree = [], torch.zeros_like(colours[0])
-        for offset in offsets:
-            one, other = pairs(colours, offset)
-            weights.append((one - other).square_().sum(dim=0).sqrt_().div_(-tau).exp_())
+        self.offsets = [(y, x) for y in down for x in across if (y, x) > (0, 0)]  # to one of each two opposite ones
+        self.weights, degree = [], torch.zeros_like(self.colours[0])
+        for offset in self.offsets:
+            one, other = pairs(self.colours, offset)
+            self.weights.append((one - other).square_().sum(dim=0).sqrt_().div_(-tau).exp_())
             for end in pairs(degree, offset):
-                end += weights[-1]
+                end += self.weights[-1]
         root = inverse_root(degree)
-        for weight, offset in zip(weights, offsets):
+        for weight, offset in zip(self.weights, self.offsets):
             one, other = pairs(root, offset)
             weight *= one
             weight *= other
-        return cls(offsets, weights)
 
     def __call__(self, x: Tensor) -> Tensor:
         out = torch.zeros_like(x)

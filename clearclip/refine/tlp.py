@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip.backbones import Backbone
+from clearclip.products import sum_rows, sums_rows
 from clearclip.refine import Refinement, register
 from clearclip.text import Queries
 from clearclip.view import View
@@ -79,6 +80,13 @@ def propagate(image: Tensor, scores: Tensor, weights: Tensor, steps: int = 25) -
     down = edges(grey[1:] - grey[:-1], agreement(probabilities[:, 1:], probabilities[:, :-1]))  # [h − 1, w]
     right = edges(grey[:, 1:] - grey[:, :-1], agreement(probabilities[..., 1:], probabilities[..., :-1]))  # [h, w − 1]
 
+    if sums_rows(scores):
+        # The classes of a position side by side, so that each sum over its neighbours is read and written once.
+        rows = scores.flatten(1).T.contiguous()  # [h · w, Q]
+        places, weights = neighbourhoods(anchor, down, right)
+        smooth = conjugate_gradients(lambda x: sum_rows(x, places, weights), anchor.view(-1, 1) * rows, rows, steps)
+        return smooth.T.unflatten(1, anchor.shape)
+
     def operator(x: Tensor) -> Tensor:
         out = anchor * x
         up, left = down * (x[:, 1:] - x[:, :-1]), right * (x[..., 1:] - x[..., :-1])  # what flows back along an edge
@@ -91,6 +99,21 @@ def propagate(image: Tensor, scores: Tensor, weights: Tensor, steps: int = 25) -
     return conjugate_gradients(operator, anchor * scores, scores, steps)
 
 
+def neighbourhoods(anchor: Tensor, down: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """C + 𝓛 as `sum_rows` takes it: each position and its four neighbours, and what they count, [h · w, 5] each.
+
+    From C [h, w] and the edges to the next row [h − 1, w] and column [h, w − 1].
+    """
+    height, width = anchor.shape
+    here = torch.arange(height * width, dtype=torch.int32)[:, None]
+    places = (here + torch.tensor([0, width, -width, 1, -1], dtype=torch.int32)).clamp_(0, height * width - 1)
+    weights = anchor.new_zeros(height, width, 5)
+    weights[:-1, :, 1], weights[1:, :, 2] = -down, -down
+    weights[:, :-1, 3], weights[:, 1:, 4] = -right, -right
+    weights[..., 0] = anchor - weights.sum(dim=2)
+    return places, weights.flatten(0, 1)
+
+
 def edges(difference: Tensor, agreement: Tensor) -> Tensor:
     """Weights of edges, within 0..1, from the differences in brightness along them; a grid of one row has none."""
     difference = difference.abs()
@@ -100,15 +123,21 @@ def edges(difference: Tensor, agreement: Tensor) -> Tensor:
 
 def conjugate_gradients(operator: Callable[[Tensor], Tensor], target: Tensor, start: Tensor, steps: int) -> Tensor:
     """x after some steps towards operator(x) = target, all maps of which take steps of one size."""
-    x, residual = start, target - operator(start)
-    direction, power = residual, residual.square().sum()
+    x, residual = start.clone(), target - operator(start)
+    direction, power = residual.clone(), dot(residual, residual)
     for _ in range(steps):
         applied = operator(direction)
-        size = power / ((direction * applied).sum() + 1e-12)
-        x, residual = x + size * direction, residual - size * applied
-        before, power = power, residual.square().sum()
-        direction = residual + power / (before + 1e-12) * direction
+        size = power / (dot(direction, applied) + 1e-12)
+        x.addcmul_(size, direction)
+        residual.addcmul_(size, applied, value=-1)
+        before, power = power, dot(residual, residual)
+        direction.mul_(power / (before + 1e-12)).add_(residual)
     return x
+
+
+def dot(one: Tensor, other: Tensor) -> Tensor:
+    """The sum of products of two tensors [...]."""
+    return torch.dot(one.flatten(), other.flatten())
 
 
 register(

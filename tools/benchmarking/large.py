@@ -7,10 +7,9 @@ import torch
 
 from benchmarking.inputs import make_queries, smooth_image
 from benchmarking.measure import Laps
-from clearclip import visualize
 from clearclip.images import read_image
 from clearclip.look import Dense
-from clearclip.segmentation import SAVED
+from clearclip.segmentation import Segmentation
 from clearclip.segmenter import Segmenter
 
 CLASSES = 20
@@ -54,9 +53,6 @@ def _stages(segmenter, queries, path, folder, lap):
     maps = segmenter.maps(view, Dense(scores, None, whole=False), queries)
     labels = segmenter.decoder(queries).labels(maps).cpu().numpy()
     lap("stitch, labels")
-    overlay = visualize.overlay(array, labels, queries.names, max_side=SAVED)
-    lap("overlay")
-    visualize.save_picture(overlay, folder / "overlay.png")
-    lap("overlay's file")
-    visualize.save_label_map(labels, folder / "labels.png", queries.names)
-    lap("label map's file")
+    result = Segmentation(labels, queries.names, source=array)
+    result.save(folder, ["overlay", "labels"], "large")
+    lap("draw, write")
