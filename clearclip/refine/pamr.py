@@ -4,6 +4,7 @@ Every pixel takes the average of pixels around it, weighed by how like its own t
 over. Labels then follow the edges of the image.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -19,7 +20,7 @@ from clearclip.windows import LateMaps, Maps
 
 CHUNK_BYTES = 4 << 20  # of maps at once, where they are moved as a whole on a CPU: its cache holds them
 DEVICE_CHUNK_BYTES = 64 << 20  # elsewhere, where every chunk is launched anew, 18 kernels an iteration
-CLASSES = 32  # at once where the classes of a pixel are summed together
+TOGETHER, CLASSES = 8, 32  # classes from which on those of a pixel are summed together, and at once
 SCORE_BYTES = 1 << 30  # of all queries at full size; where they need more, no more than some are there at a time
 LEAST = 1e-30  # of a variance, nothing beside 1e-8: roots of 0 take PyTorch several times as long on a CPU
 CONTRAST = 0.1  # differences count in units of this share of the local standard deviation
@@ -53,14 +54,11 @@ class Diffusion:
 
     def __init__(self, image: Tensor, iterations: int = 10, dilations: Sequence[int] = (8, 16)):
         self.iterations, self.dilations = iterations, dilations
-        self.weights, self.places = affinity(image.float().contiguous(), dilations), None
-        if sums_rows(image):
-            self.weights = self.weights.flatten(1).T.contiguous()  # [H·W, 8·dilations]
-            self.places = neighbours_of((image.shape[1], image.shape[2]), dilations)
+        self.weights = affinity(image.float().contiguous(), dilations)  # [8·dilations, H, W]
 
     def __call__(self, maps: Tensor) -> Tensor:
         maps = maps.float()
-        if self.places is None:
+        if len(maps) < TOGETHER or not sums_rows(maps):
             at_once = CHUNK_BYTES if maps.device.type == "cpu" else DEVICE_CHUNK_BYTES
             parts = maps.split(max(1, at_once // (4 * maps[0].numel())))
             return torch.cat([_diffuse(part, self.weights, self.iterations, self.dilations) for part in parts])
@@ -69,13 +67,19 @@ class Diffusion:
         rows = some[0] if len(some) == 1 else torch.cat(some, dim=1)
         return rows.T.unflatten(1, maps.shape[1:])
 
+    @functools.cached_property
+    def by_pixel(self) -> tuple[Tensor, Tensor]:
+        """Where the neighbours of each pixel are, and their weights, each [H·W, 8·dilations]."""
+        height, width = self.weights.shape[1:]
+        return neighbours_of((height, width), self.dilations), self.weights.flatten(1).T.contiguous()
+
     def _diffuse_rows(self, maps: Tensor) -> Tensor:
         """Maps [H, W, C] to the rows [H·W, C] of the same refined."""
-        assert self.places is not None
+        places, weights = self.by_pixel
         rows = maps.flatten(0, 1).clone(memory_format=torch.contiguous_format)
         others = torch.empty_like(rows)
         for _ in range(self.iterations):
-            rows, others = sum_rows(rows, self.places, self.weights, others), rows
+            rows, others = sum_rows(rows, places, weights, others), rows
         return rows
 
 
