@@ -23,6 +23,7 @@ fi
 cores=$("$python" -c 'import os; print(os.cpu_count())')
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
 export MKL_NUM_THREADS=${MKL_NUM_THREADS:-$OMP_NUM_THREADS}
+export OPENCV_FOR_THREADS_NUM=${OPENCV_FOR_THREADS_NUM:-$OMP_NUM_THREADS}
 exec "$python" -c '
 import sys
 sys.path.insert(0, sys.argv[1])

@@ -48,13 +48,9 @@ def launched(arguments: argparse.Namespace) -> "AbstractContextManager[Ranks | N
     """The processes that a launcher started together; nothing without one."""
     if arguments.launcher == "none":
         return nullcontext()
-    import cv2
-    import torch
-
     from clearclip.evaluation.ranks import Ranks
     from clearclip.evaluation.shards import Share
 
-    cv2.setNumThreads(torch.get_num_threads())  # OpenCV would take all cores, whatever dist_test.sh has shared out
     shard, rank = Share.parse(arguments.shard) if arguments.shard else Share(), Share.of_launcher(arguments.launcher)
     if rank.index:  # rank 0 says the same of names and weights
         for name in ("clearclip.text", "clearclip.weights"):
