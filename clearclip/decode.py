@@ -16,7 +16,7 @@ from clearclip.tensors import TensorCache
 from clearclip.windows import LateMaps, Maps
 
 BAND_BYTES = 1 << 20  # of scores at once on a CPU, whose second-level cache should hold them
-DEVICE_BAND_BYTES = 64 << 20  # elsewhere, where a launch costs more than memory does
+DEVICE_BAND_BYTES = 64 << 20  # elsewhere, where a launch costs more than memory does; of all that goes in pieces
 LATE_BYTES = 64 << 20  # of maps at full size that are made late
 ENLARGED = 1024  # pixels to a score, from which on a block of pixels is looked at before its scores are made
 BAND_ROWS = 32  # so many at once let the matrix product reuse what it reads

@@ -44,7 +44,7 @@ def main():
     for index, path in enumerate(arguments.images):
         labels = {method: results[index] for method, results in found.items()}
         title = path.stem if len(arguments.images) > 1 else "photograph"
-        rows.append(comparison(path, labels, vocabulary.classes, original=title, width=WIDTH))
+        rows.append(comparison(path, labels, vocabulary.classes, title, WIDTH))
     save_picture(sheet(rows), arguments.output, smallest=True)
 
 

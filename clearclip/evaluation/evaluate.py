@@ -104,6 +104,10 @@ class Job:
     show_dir: Path | None = None
     patience: float = PATIENCE
 
+    def place(self, run: Run) -> int:
+        """Where a run stands among `runs`: processes that a launcher started call it that."""
+        return next(place for place, one in enumerate(self.runs) if one is run)
+
 
 def say(line: str) -> None:
     """Tell the user how things go."""
@@ -153,10 +157,9 @@ def evaluate_all(job: Job) -> Iterator[Outcome]:
 
 def _told(job: Job, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
     """The same, with rank 0 told of each run that cannot be counted here: it says so, and waits for no image of it."""
-    places = {id(run): place for place, run in enumerate(job.runs)}
     for outcome in outcomes:
         if job.ranks and outcome.error and not job.reports:
-            job.ranks.fail(places[id(outcome.run)], one_line(outcome.error))
+            job.ranks.fail(job.place(outcome.run), one_line(outcome.error))
         yield outcome
 
 
@@ -171,7 +174,7 @@ def _evaluate_pass(
         with _ending(work):
             _find_missing(job, one, work)
         if job.ranks:
-            job.ranks.tell(_place(job, work), work.ledger.run.key)
+            job.ranks.tell(job.place(work.run), work.ledger.run.key)
     loader = one.runs[0].config.test_dataloader
     for done in evaluate(one, works, loader.batch_size, loader.get("num_workers", 2)):
         if job.reports:
@@ -209,15 +212,11 @@ def _hear(job: Job, works: Sequence[Work]) -> None:
         return
     failures = job.ranks.failures()
     for work in works:
-        place = _place(job, work)
+        place = job.place(work.run)
         if work.error is None and place in failures:
             work.error = UserError(failures[place])
         for index, key in job.ranks.disagreeing(place, work.ledger.run.key).items():
             work.error = work.error or _disagreement(work, f"process {index + 1} of {job.ranks.rank.count}", key)
-
-
-def _place(job: Job, work: Work) -> int:
-    return next(place for place, run in enumerate(job.runs) if run is work.run)
 
 
 def _disagreement(work: Work, process: str, key: str) -> UserError:
@@ -463,5 +462,5 @@ def save(job: Job, run: Run, result: Result) -> None:
 
 def work_dir(job: Job, run: Run) -> Path:
     """Where a run leaves its result."""
-    given = dict(zip(map(id, job.runs), job.work_dirs)).get(id(run))
+    given = job.work_dirs[job.place(run)] if job.work_dirs else None
     return given or default_work_dir(run)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from clearclip import windows
 from clearclip.backbones import Backbone
+from clearclip.decode import DEVICE_BAND_BYTES
 from clearclip.errors import UserError
 from clearclip.methods import Method, register
 from clearclip.methods.proxyclip import ProxyCLIP
@@ -35,7 +36,6 @@ from clearclip.windows import Maps
 ATTENTIONS = ("fused", "qk", "qq", "kk", "vv", "identity")
 POSITION = "bilinear"  # how the position embedding is resampled
 STRIDE = 112  # of windows, in pixels
-DEVICE_GROUP_BYTES = 64 << 20  # of the maps of classes that are decoded at once elsewhere than on a CPU
 WORDS = {  # what takes part in the softmax besides the classes of sets without background, by name
     "voc": "ground;land;grass;tree;building;wall;sky;lake;water;river;sea;railway;railroad;keyboard;helmet;cloud;house;"
     "mountain;ocean;road;rock;street;valley;bridge;sign",
@@ -249,15 +249,14 @@ def softmax_attention(q: Tensor, k: Tensor) -> Tensor:
 class Balanced:
     """Attention A [B, heads, T, T], balanced: diag(r) A diag(c), of which only r and c change.
 
-    What it averages by is `fuse` of it: made symmetric, what exceeds the mean of its column, rows to sum 1.
+    What it averages by, fused, is this made symmetric, what exceeds the mean of its column, rows to sum 1.
     """
 
     def __init__(self, attention: Tensor):
         self.attention, self.turned = attention, attention.mT.contiguous()
         self.rows = self.columns = attention.new_ones(*attention.shape[:2], 1, attention.shape[3])  # r, c
-        self.sums = (
-            self.rows @ self.attention
-        )  # of the columns of diag(r) A; a row times a matrix is the faster product
+        # Of the columns of diag(r) A: a row times a matrix is faster than a sum over rows.
+        self.sums = self.rows @ self.attention
 
     def step(self) -> None:
         """One step of Sinkhorn's iteration: columns to sum 1, then rows."""
@@ -380,7 +379,7 @@ def group_size(maps: Maps) -> int:
     """Classes to be decoded at once: on a CPU one, whose map its cache holds; on a GPU every group is launched anew."""
     if maps.scores.device.type == "cpu":
         return 1
-    return max(1, DEVICE_GROUP_BYTES // (4 * maps.shape[0] * maps.shape[1]))
+    return max(1, DEVICE_BAND_BYTES // (4 * maps.shape[0] * maps.shape[1]))
 
 
 register(

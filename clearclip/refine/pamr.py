@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearclip.backbones import Backbone
+from clearclip.decode import DEVICE_BAND_BYTES
 from clearclip.products import sum_rows, sums_rows
 from clearclip.refine import Refinement, register
 from clearclip.text import Queries
@@ -19,7 +20,6 @@ from clearclip.view import View
 from clearclip.windows import LateMaps, Maps
 
 CHUNK_BYTES = 4 << 20  # of maps at once, where they are moved as a whole on a CPU: its cache holds them
-DEVICE_CHUNK_BYTES = 64 << 20  # elsewhere, where every chunk is launched anew, 18 kernels an iteration
 TOGETHER, CLASSES = 8, 32  # classes from which on those of a pixel are summed together, and at once
 SCORE_BYTES = 1 << 30  # of all queries at full size; where they need more, no more than some are there at a time
 LEAST = 1e-30  # of a variance, nothing beside 1e-8: roots of 0 take PyTorch several times as long on a CPU
@@ -59,7 +59,7 @@ class Diffusion:
     def __call__(self, maps: Tensor) -> Tensor:
         maps = maps.float()
         if len(maps) < TOGETHER or not sums_rows(maps):
-            at_once = CHUNK_BYTES if maps.device.type == "cpu" else DEVICE_CHUNK_BYTES
+            at_once = CHUNK_BYTES if maps.device.type == "cpu" else DEVICE_BAND_BYTES
             parts = maps.split(max(1, at_once // (4 * maps[0].numel())))
             return torch.cat([_diffuse(part, self.weights, self.iterations, self.dilations) for part in parts])
         # Classes of a pixel are read and summed together, and lie together in what is returned, as decoders read them.

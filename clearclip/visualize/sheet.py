@@ -37,18 +37,13 @@ def compare(
 
     `results` are labels [H, W] by title; `original` is the photograph's own title, "" leaves it out.
     """
-    return sheet([comparison(image, results, names, colours=colours, original=original, width=width)])
+    return sheet([comparison(image, results, names, original, width, colours)])
 
 
 def comparison(
-    image: Picture,
-    results: Mapping[str, np.ndarray],
-    names: Sequence[str],
-    *,
+    image: Picture, results: Mapping[str, np.ndarray], names: Sequence[str], original: str, width: int,
     colours: np.ndarray | None = None,
-    original: str = "photograph",
-    width: int = SHEET_WIDTH,
-) -> list[Cell]:
+) -> list[Cell]:  # fmt: skip
     """What `compare` shows, as a row of a `sheet`."""
     pixels = to_rgb(image)
     columns = columns_of(len(results) + bool(original))
