@@ -7,6 +7,7 @@ import torch
 
 from clearclip.decode import Decoder
 from clearclip.errors import UserError
+from clearclip.refine import pamr
 from clearclip.refine.few import LOGIT, MOST, Few, best_of_classes, worthwhile
 from clearclip.text import Queries
 from clearclip.windows import Maps
@@ -136,6 +137,16 @@ def test_it_follows_any_method(make, seen):
     for method in ("ClearCLIP", "ClearCLIP+PAMR", "Overview:sides=(48)+EDGES:grid=20"):
         plain, few = (make(spec)(image, names) for spec in (method, f"{method}+FEW:cost=1"))
         assert set(few.labels.flatten().tolist()) < set(plain.labels.flatten().tolist())
+
+
+def test_maps_that_are_made_late_stay_late(make, seen, monkeypatch):
+    """Of all classes at full size PAMR makes some at a time; then classes are chosen by what it is given."""
+    _, view = seen
+    monkeypatch.setattr(pamr, "SCORE_BYTES", 0)
+    image, names = view.original.permute(1, 2, 0).numpy(), list("abcdefg")
+    late, before = (make(f"ClearCLIP+{spec}")(image, names) for spec in ("PAMR+FEW:cost=1", "FEW:cost=1+PAMR"))
+    assert (late.labels == before.labels).all()
+    assert len(set(late.labels.flatten().tolist())) < len(names)
 
 
 def test_wrong_cost(make):

@@ -17,7 +17,7 @@ from clearclip.refine import Refinement, register
 from clearclip.refine.tlp import pooled
 from clearclip.text import Queries
 from clearclip.view import View
-from clearclip.windows import Maps
+from clearclip.windows import LateMaps, Maps
 
 LOGIT = 0.01  # a cosine that changes CLIP's own logit, with its temperature, by 1
 BLOCKS = 112  # along the short side, nearly, on which scores are looked at to choose the classes
@@ -41,6 +41,8 @@ class Few(Refinement):
         self.cost = cost
 
     def __call__(self, view: View, maps: Maps, queries: Queries) -> Maps:
+        if isinstance(maps, LateMaps):  # too many to be made: what they are made of changes in their place
+            return LateMaps(self(view, maps.maps, queries), maps.change)
         block = max(1, round(min(maps.shape) / BLOCKS))
         blocks = Maps(maps.scores, pooled(maps.rows, block), pooled(maps.columns, block)).full()  # [Q, h, w]
         classes = view.backbone.constants.get(
