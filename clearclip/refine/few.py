@@ -21,7 +21,7 @@ from clearclip.windows import LateMaps, Maps
 
 LOGIT = 0.01  # a cosine that changes CLIP's own logit, with its temperature, by 1
 BLOCKS = 112  # along the short side, nearly, on which scores are looked at to choose the classes
-MOST = 64  # classes of an image
+MOST = 32  # classes of an image
 
 
 class Few(Refinement):
